@@ -1,0 +1,1 @@
+"""Ground floor: errors, configuration, hashing, records, atomic writes, progress."""

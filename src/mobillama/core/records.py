@@ -1,0 +1,170 @@
+"""The records every artifact carries: a manifest of its files and a hash-chained ledger.
+
+A manifest names each file of a directory with its size and hashes, and the artifacts it was
+made from by the hash of their manifests, so the chain can be walked back to the documents.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from . import atomic
+from .errors import UserError
+from .hashing import blake3_file, canonical_json, hash_file
+
+MANIFEST = "manifest.json"
+LEDGER = "ledger.jsonl"
+FORMAT = 1
+GENESIS = "0" * 64
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with an artifact: where, and what."""
+
+    path: Path
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.what}"
+
+
+def now() -> str:
+    """Return the present moment, UTC, ISO 8601 to the second."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def write_manifest(directory: Path, kind: str, **facts: Any) -> str:
+    """Hash every file below ``directory``, write its manifest and return the manifest's SHA-256.
+
+    ``facts`` is what this kind of artifact records beside its files; no time of day goes in
+    unless the caller puts it there, so that equal inputs give equal manifests.
+    """
+    files = [
+        {"path": file.relative_to(directory).as_posix(), **asdict(hash_file(file))}
+        for file in sorted(directory.rglob("*"))
+        if file.is_file() and file.name != MANIFEST
+    ]
+    record = {"kind": kind, "format": FORMAT, **facts, "files": files}
+    atomic.write_text(directory / MANIFEST, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    return manifest_hash(directory)
+
+
+def manifest_hash(directory: Path) -> str:
+    """Return the SHA-256 of the bytes of ``directory``'s manifest: the artifact's identity."""
+    return hashlib.sha256((directory / MANIFEST).read_bytes()).hexdigest()
+
+
+def read_manifest(directory: Path, kind: str | None = None) -> dict[str, Any]:
+    """Return the manifest of ``directory``.
+
+    Raises:
+        UserError: there is none, it cannot be read, names a file outside its directory, or is
+            not of ``kind``.
+    """
+    path = directory / MANIFEST
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        files, found = record["files"], record["kind"]
+    except FileNotFoundError:
+        raise UserError(f"{directory}: no {MANIFEST} here; is this a whole artifact of mobillama?") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: not a manifest ({error}); take the artifact from its source again"
+        ) from None
+    if kind is not None and found != kind:
+        raise UserError(f"{directory}: this is a {found}, where a {kind} is needed")
+    for file in files:
+        name = PurePosixPath(file["path"])
+        if name.is_absolute() or ".." in name.parts:
+            raise UserError(f"{path}: names {file['path']!r}, outside its own directory; do not use it")
+    return record
+
+
+def check_files(directory: Path, record: dict[str, Any] | None = None) -> list[Problem]:
+    """Compare every file below ``directory`` with its manifest and name each difference."""
+    record = record or read_manifest(directory)
+    problems, named = [], set()
+    for entry in record["files"]:
+        path = directory / entry["path"]
+        named.add(path)
+        if path.is_symlink() and not path.resolve().is_relative_to(directory.resolve()):
+            problems.append(Problem(path, "is a link out of its directory"))
+        elif not path.is_file():
+            problems.append(Problem(path, "missing"))
+        elif path.stat().st_size != entry["size_bytes"]:
+            problems.append(Problem(path, f"{path.stat().st_size} bytes, {entry['size_bytes']} recorded"))
+        elif blake3_file(path) != entry["blake3"]:
+            problems.append(Problem(path, "content differs from the manifest"))
+    for path in sorted(directory.rglob("*")):
+        if path.is_file() and path not in named and path.name not in (MANIFEST, ".lock"):
+            problems.append(Problem(path, "not named in the manifest"))
+    return problems
+
+
+def require_intact(directory: Path, kind: str) -> dict[str, Any]:
+    """Return the manifest of ``directory`` after checking every file against it.
+
+    Raises:
+        UserError: the first thing that is wrong.
+    """
+    record = read_manifest(directory, kind)
+    if problems := check_files(directory, record):
+        raise UserError(f"{problems[0]}; restore it or make it again")
+    return record
+
+
+class Ledger:
+    """An append-only ``ledger.jsonl``: each line holds the SHA-256 of the line before it."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def append(self, event: str, **facts: Any) -> None:
+        """Write one line, flushed to disk, chained to the last. A torn last line is cut off first."""
+        lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
+        if lines and not lines[-1].endswith(b"\n"):
+            lines.pop()
+            with self.path.open("r+b") as file:
+                file.truncate(sum(map(len, lines)))
+        previous = hashlib.sha256(lines[-1].rstrip(b"\n")).hexdigest() if lines else GENESIS
+        line = canonical_json({"time": now(), "event": event, **facts, "previous": previous})
+        append_line(self.path, line)
+
+    def entries(self) -> list[dict[str, Any]]:
+        """Return every whole line, oldest first."""
+        return read_jsonl(self.path)
+
+    def check(self) -> list[Problem]:
+        """Return a problem for each line that does not chain to the one before it."""
+        problems, previous = [], GENESIS
+        for number, line in enumerate(self.path.read_bytes().splitlines(), start=1):
+            try:
+                chained = json.loads(line)["previous"]
+            except (ValueError, KeyError, TypeError):
+                problems.append(Problem(self.path, f"line {number} is not a ledger entry"))
+            else:
+                if chained != previous:
+                    problems.append(Problem(self.path, f"line {number} does not follow line {number - 1}"))
+            previous = hashlib.sha256(line).hexdigest()
+        return problems
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append one line to ``path`` and flush it to disk."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Return the whole lines of a JSON Lines record; a torn last line of a killed writer is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
