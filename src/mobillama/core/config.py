@@ -14,7 +14,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from .errors import UserError, did_you_mean
 
-
 Schema = TypeVar("Schema", bound=BaseModel)
 
 

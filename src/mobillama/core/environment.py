@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = (
-    "mobillama", "torch", "transformers", "tokenizers", "safetensors", "datatrove", "numpy", "pydantic", "gguf",
+    "mobillama", "torch", "transformers", "tokenizers", "safetensors", "datatrove", "numpy", "gguf",
 )  # fmt: skip
 
 
