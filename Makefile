@@ -1,0 +1,48 @@
+# Two commands: `make quickstart` makes a model on this machine, `make test` checks everything.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+SOURCES := pyproject.toml constraints.txt $(shell find native -name '*.cpp' -o -name '*.h' -o -name 'CMakeLists.txt')
+
+.PHONY: quickstart test test-all lint clean
+
+quickstart: $(VENV)/.installed
+	$(BIN)/mobillama quickstart
+
+test: $(VENV)/.installed-test native-test
+	$(BIN)/pytest -n auto -m "not slow and not gpu and not network"
+
+test-all: $(VENV)/.installed-test native-test
+	$(BIN)/pytest -n auto
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+$(VENV)/.python:
+	$(PYTHON) -c 'import sys; sys.exit("mobillama needs Python 3.11 or newer") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	touch $@
+
+# torch goes first, alone and pinned: another package might otherwise choose a different build.
+$(VENV)/.torch: constraints.txt $(VENV)/.python
+	$(BIN)/pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	touch $@
+
+$(VENV)/.installed: $(SOURCES) $(VENV)/.torch
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[train]'
+	touch $@
+
+$(VENV)/.installed-test: $(SOURCES) $(VENV)/.torch
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[test]'
+	touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-dev: $(SOURCES) $(VENV)/.torch
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@ $(VENV)/.installed $(VENV)/.installed-test
+
+clean:
+	rm -rf $(VENV) build dist
