@@ -4,7 +4,7 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def sync_directory(path: Path) -> None:
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path) -> Generator[Path]:
     """Yield a temporary path beside ``path``; on success it takes its place in one step.
 
     When the body raises, the temporary file is removed and ``path`` stays as it was.
@@ -51,7 +51,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def atomic_directory(path: Path) -> Iterator[Path]:
+def atomic_directory(path: Path) -> Generator[Path]:
     """Yield a fresh hidden directory beside ``path`` that becomes ``path`` on success.
 
     An existing ``path`` is replaced. What a killed process left of an earlier attempt is removed.
@@ -78,7 +78,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def exclusive(directory: Path) -> Iterator[None]:
+def exclusive(directory: Path) -> Generator[None]:
     """Hold ``directory`` for this process alone; the kernel lets go when the process dies.
 
     Raises:

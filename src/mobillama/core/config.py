@@ -8,7 +8,7 @@ import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -72,19 +72,20 @@ def parse_override(override: str) -> tuple[str, Any]:
 def set_value(values: dict[str, Any], dotted: str, value: Any) -> None:
     """Set a value inside nested tables, making tables on the way."""
     *tables, key = dotted.split(".")
+    inner: Any = values
     for table in tables:
-        values = values.setdefault(table, {})
-        if not isinstance(values, dict):
+        inner = inner.setdefault(table, {})
+        if not isinstance(inner, dict):
             raise UserError(f"--set {dotted}: {table} is a value, not a table")
-    values[key] = value
+    inner[key] = value
 
 
 def leaves(values: dict[str, Any], prefix: str = "") -> list[str]:
     """Return the dotted paths of all values that are not tables."""
-    found = []
+    found: list[str] = []
     for key, value in values.items():
         dotted = f"{prefix}{key}"
-        found += leaves(value, dotted + ".") if isinstance(value, dict) else [dotted]
+        found += leaves(cast(dict[str, Any], value), dotted + ".") if isinstance(value, dict) else [dotted]
     return found
 
 
@@ -97,9 +98,10 @@ def line_of(text: str, dotted: str) -> int:
             current = header.group(1)
             if current == ".".join(tables) or dotted.startswith(current + "."):
                 nearest = number
-        elif re.match(rf"\s*(?:{re.escape(dotted)}|{re.escape(key)})\s*=", line):
-            if current == ".".join(tables) or not current:
-                return number
+        elif current in ("", ".".join(tables)) and re.match(
+            rf"\s*({re.escape(dotted)}|{re.escape(key)})\s*=", line
+        ):
+            return number
     return nearest
 
 
@@ -107,7 +109,7 @@ def explain(
     error: ValidationError, schema: type[BaseModel], text: str, name: str, origins: dict[str, str]
 ) -> list[str]:
     """Return one line for each problem pydantic found."""
-    lines = []
+    lines: list[str] = []
     for problem in error.errors():
         dotted = ".".join(str(part) for part in problem["loc"])
         where = origins.get(dotted) or f"{name}:{line_of(text, dotted)}"

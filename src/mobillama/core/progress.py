@@ -1,7 +1,7 @@
 """Progress with rate and time left: a live bar in a terminal, plain lines elsewhere."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -18,7 +18,7 @@ class Advance(Protocol):
 
 
 @contextmanager
-def progress(title: str, total: float, unit: str) -> Iterator[Advance]:
+def progress(title: str, total: float, unit: str) -> Generator[Advance]:
     """Show the progress of one piece of work on standard error.
 
     Arguments:
@@ -57,11 +57,9 @@ def progress(title: str, total: float, unit: str) -> Iterator[Advance]:
         elapsed_s = moment - started_at
         left_s = elapsed_s * (total - done) / done if done else float("nan")
         left = f"{left_s:.0f} s left" if done else "starting"
-        console.print(
-            f"{title}: {done:,.0f} of {total:,.0f} {unit}, {rate_text(done, started_at, unit)}, {left} {note}".rstrip(),
-            highlight=False,
-            soft_wrap=True,
-        )
+        rate = rate_text(done, started_at, unit)
+        line = f"{title}: {done:,.0f} of {total:,.0f} {unit}, {rate}, {left} {note}"
+        console.print(line.rstrip(), highlight=False, soft_wrap=True)
 
     yield advance_lines
 

@@ -88,7 +88,8 @@ def read_manifest(directory: Path, kind: str | None = None) -> dict[str, Any]:
 def check_files(directory: Path, record: dict[str, Any] | None = None) -> list[Problem]:
     """Compare every file below ``directory`` with its manifest and name each difference."""
     record = record or read_manifest(directory)
-    problems, named = [], set()
+    problems: list[Problem] = []
+    named: set[Path] = set()
     for entry in record["files"]:
         path = directory / entry["path"]
         named.add(path)
@@ -141,7 +142,8 @@ class Ledger:
 
     def check(self) -> list[Problem]:
         """Return a problem for each line that does not chain to the one before it."""
-        problems, previous = [], GENESIS
+        problems: list[Problem] = []
+        previous = GENESIS
         for number, line in enumerate(self.path.read_bytes().splitlines(), start=1):
             try:
                 chained = json.loads(line)["previous"]

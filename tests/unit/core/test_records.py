@@ -1,0 +1,103 @@
+import json
+import subprocess
+
+import pytest
+
+from mobillama.core import records
+from mobillama.core.errors import UserError
+
+
+@pytest.fixture
+def artifact(tmp_path):
+    directory = tmp_path / "artifact"
+    (directory / "part").mkdir(parents=True)
+    (directory / "a.bin").write_bytes(bytes(range(200)))
+    (directory / "part" / "b.txt").write_text("text")
+    records.write_manifest(directory, "corpus", documents=2)
+    return directory
+
+
+def test_manifest_agrees_with_sha256sum(artifact):
+    entries = {entry["path"]: entry for entry in records.read_manifest(artifact, "corpus")["files"]}
+    printed = subprocess.run(
+        ["sha256sum", artifact / "a.bin"], capture_output=True, text=True, check=True
+    ).stdout
+    assert entries["a.bin"]["sha256"] == printed.split()[0]
+    assert entries["a.bin"]["size_bytes"] == 200
+    assert records.check_files(artifact) == []
+
+
+def test_equal_content_gives_equal_manifests(artifact):
+    before = records.manifest_hash(artifact)
+    assert records.write_manifest(artifact, "corpus", documents=2) == before
+    assert records.write_manifest(artifact, "corpus", documents=3) != before
+
+
+def test_every_flipped_bit_is_found(artifact):
+    data = bytearray((artifact / "a.bin").read_bytes())
+    for bit in (0, 777, 1599):
+        data[bit // 8] ^= 1 << bit % 8
+        (artifact / "a.bin").write_bytes(data)
+        assert [problem.path.name for problem in records.check_files(artifact)] == ["a.bin"]
+        data[bit // 8] ^= 1 << bit % 8
+
+
+def test_missing_extra_and_truncated_files_are_named(artifact):
+    (artifact / "a.bin").write_bytes(b"short")
+    (artifact / "part" / "b.txt").unlink()
+    (artifact / "c.txt").write_text("new")
+    found = {problem.path.name: problem.what for problem in records.check_files(artifact)}
+    assert found == {
+        "a.bin": "5 bytes, 200 recorded",
+        "b.txt": "missing",
+        "c.txt": "not named in the manifest",
+    }
+    with pytest.raises(UserError, match=r"a\.bin"):
+        records.require_intact(artifact, "corpus")
+
+
+def test_a_link_out_of_the_directory_is_a_problem(artifact, tmp_path):
+    outside = tmp_path / "outside"
+    outside.write_bytes((artifact / "a.bin").read_bytes())
+    (artifact / "a.bin").unlink()
+    (artifact / "a.bin").symlink_to(outside)
+    assert "link out" in str(records.check_files(artifact)[0])
+
+
+@pytest.mark.parametrize("path", ["../secret", "/etc/passwd", "a/../../b"])
+def test_a_manifest_that_names_files_outside_is_refused(artifact, path):
+    manifest = artifact / records.MANIFEST
+    record = json.loads(manifest.read_text())
+    record["files"][0]["path"] = path
+    manifest.write_text(json.dumps(record))
+    with pytest.raises(UserError, match="outside its own directory"):
+        records.read_manifest(artifact)
+
+
+def test_the_wrong_kind_and_no_manifest_are_refused(artifact, tmp_path):
+    with pytest.raises(UserError, match="this is a corpus, where a checkpoint is needed"):
+        records.read_manifest(artifact, "checkpoint")
+    with pytest.raises(UserError, match=r"no manifest\.json"):
+        records.read_manifest(tmp_path)
+
+
+def test_the_ledger_chains_and_an_edited_line_is_named(tmp_path):
+    ledger = records.Ledger(tmp_path / records.LEDGER)
+    for step in range(4):
+        ledger.append("checkpoint", step=step)
+    assert ledger.check() == []
+    lines = ledger.path.read_text().splitlines()
+    lines[1] = lines[1].replace('"step":1', '"step":9')
+    ledger.path.write_text("\n".join(lines) + "\n")
+    assert [str(problem).split(": ")[1] for problem in ledger.check()] == ["line 3 does not follow line 2"]
+
+
+def test_a_torn_last_line_is_cut_before_the_next_entry(tmp_path):
+    ledger = records.Ledger(tmp_path / records.LEDGER)
+    ledger.append("start")
+    with ledger.path.open("a") as file:
+        file.write('{"event":"check')
+    assert [entry["event"] for entry in ledger.entries()] == ["start"]
+    ledger.append("resume")
+    assert [entry["event"] for entry in ledger.entries()] == ["start", "resume"]
+    assert ledger.check() == []
