@@ -14,12 +14,16 @@ from typing import Any
 
 from . import atomic
 from .errors import UserError
-from .hashing import blake3_file, canonical_json, hash_file
+from .hashing import blake3_file, canonical_json, hash_file, sha256_text
 
 MANIFEST = "manifest.json"
 LEDGER = "ledger.jsonl"
 FORMAT = 1
 GENESIS = "0" * 64
+# What a run writes beside its ledger; each ledger line holds the hash of these as they were then.
+RUN_RECORDS = (
+    "run.toml", "origins.json", "environment.json", "metrics.jsonl", "samples.jsonl", "evaluations.jsonl",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,11 @@ def require_intact(directory: Path, kind: str) -> dict[str, Any]:
 
 
 class Ledger:
-    """An append-only ``ledger.jsonl``: each line holds the SHA-256 of the line before it."""
+    """An append-only ``ledger.jsonl``: each line holds the SHA-256 of the line before it.
+
+    A line also holds its own digest, so that a changed last line is found, and the size and hash of
+    the run's other records as they were when it was written: the last line vouches for all of them.
+    """
 
     def __init__(self, path: Path):
         self.path = path
@@ -133,26 +141,44 @@ class Ledger:
             with self.path.open("r+b") as file:
                 file.truncate(sum(map(len, lines)))
         previous = hashlib.sha256(lines[-1].rstrip(b"\n")).hexdigest() if lines else GENESIS
-        line = canonical_json({"time": now(), "event": event, **facts, "previous": previous})
-        append_line(self.path, line)
+        entry = {"time": now(), "event": event, **facts, "records": self.records(), "previous": previous}
+        append_line(self.path, canonical_json({**entry, "digest": sha256_text(canonical_json(entry))}))
+
+    def records(self) -> dict[str, dict[str, Any]]:
+        """Return size and SHA-256 of each of the run's other records that exists."""
+        found: dict[str, dict[str, Any]] = {}
+        for name in RUN_RECORDS:
+            if (path := self.path.parent / name).is_file():
+                hashes = hash_file(path)
+                found[name] = {"size_bytes": hashes.size_bytes, "sha256": hashes.sha256}
+        return found
 
     def entries(self) -> list[dict[str, Any]]:
         """Return every whole line, oldest first."""
         return read_jsonl(self.path)
 
     def check(self) -> list[Problem]:
-        """Return a problem for each line that does not chain to the one before it."""
+        """Return a problem for each line that was changed or does not chain to the one before it."""
         problems: list[Problem] = []
-        previous = GENESIS
-        for number, line in enumerate(self.path.read_bytes().splitlines(), start=1):
+        previous: str | None = GENESIS
+        data = self.path.read_bytes()
+        for number, line in enumerate(data.splitlines(), start=1):
             try:
-                chained = json.loads(line)["previous"]
-            except (ValueError, KeyError, TypeError):
+                entry = json.loads(line)
+                chained, digest = entry["previous"], entry.pop("digest")
+                changed = sha256_text(canonical_json(entry)) != digest
+            except (ValueError, KeyError, TypeError, AttributeError):
                 problems.append(Problem(self.path, f"line {number} is not a ledger entry"))
-            else:
-                if chained != previous:
-                    problems.append(Problem(self.path, f"line {number} does not follow line {number - 1}"))
-            previous = hashlib.sha256(line).hexdigest()
+                previous = None
+                continue
+            if changed:
+                problems.append(Problem(self.path, f"line {number} was changed after it was written"))
+            # After a damaged line the chain cannot be judged: one fault, one problem.
+            if previous is not None and chained != previous:
+                problems.append(Problem(self.path, f"line {number} does not follow line {number - 1}"))
+            previous = None if changed else hashlib.sha256(line).hexdigest()
+        if data and not data.endswith(b"\n"):
+            problems.append(Problem(self.path, "its last line is torn; starting the run again cuts it off"))
         return problems
 
 
@@ -168,5 +194,6 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Return the whole lines of a JSON Lines record; a torn last line of a killed writer is left out."""
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    # Split at line feeds only: text inside may hold other characters that Unicode calls line ends.
+    lines = path.read_bytes().split(b"\n")[:-1]
+    return [json.loads(line.decode("utf-8", errors="replace")) for line in lines]

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import subprocess
 
@@ -5,6 +6,7 @@ import pytest
 
 from mobillama.core import records
 from mobillama.core.errors import UserError
+from mobillama.core.hashing import canonical_json
 
 
 @pytest.fixture
@@ -87,9 +89,43 @@ def test_the_ledger_chains_and_an_edited_line_is_named(tmp_path):
         ledger.append("checkpoint", step=step)
     assert ledger.check() == []
     lines = ledger.path.read_text().splitlines()
-    lines[1] = lines[1].replace('"step":1', '"step":9')
-    ledger.path.write_text("\n".join(lines) + "\n")
-    assert [str(problem).split(": ")[1] for problem in ledger.check()] == ["line 3 does not follow line 2"]
+    edited = lines[1].replace('"step":1', '"step":9')
+    ledger.path.write_text("\n".join([lines[0], edited, *lines[2:]]) + "\n")
+    assert [problem.what for problem in ledger.check()] == ["line 2 was changed after it was written"]
+    ledger.path.write_text("\n".join([lines[0], *lines[2:]]) + "\n")
+    assert [problem.what for problem in ledger.check()] == ["line 2 does not follow line 1"]
+    ledger.path.write_text("\n".join([*lines[:3], lines[3].replace('"step":3', '"step":4')]) + "\n")
+    assert [problem.what for problem in ledger.check()] == ["line 4 was changed after it was written"]
+
+
+def test_an_edit_that_renews_the_digest_still_breaks_the_chain(tmp_path):
+    ledger = records.Ledger(tmp_path / records.LEDGER)
+    ledger.append("start", step=0)
+    ledger.append("stop", step=5)
+    first, last = ledger.path.read_text().splitlines()
+    entry = json.loads(first)
+    del entry["digest"]
+    entry["step"] = 1
+    entry["digest"] = hashlib.sha256(canonical_json(entry).encode()).hexdigest()
+    ledger.path.write_text(canonical_json(entry) + "\n" + last + "\n")
+    assert [problem.what for problem in ledger.check()] == ["line 2 does not follow line 1"]
+
+
+def test_a_ledger_line_vouches_for_the_records_beside_it(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    ledger = records.Ledger(tmp_path / records.LEDGER)
+    ledger.append("checkpoint", step=1)
+    noted = ledger.entries()[0]["records"]["metrics.jsonl"]
+    assert noted == {"size_bytes": 12, "sha256": hashlib.sha256(b'{"step": 1}\n').hexdigest()}
+
+
+def test_records_hold_any_text_on_one_line(tmp_path):
+    path = tmp_path / "samples.jsonl"
+    text = "a\u2028b\x85c\x0bd"
+    records.append_line(path, json.dumps({"text": text}, ensure_ascii=False))
+    records.append_line(path, '{"text": "torn"')
+    path.write_bytes(path.read_bytes()[:-1])
+    assert records.read_jsonl(path) == [{"text": text}]
 
 
 def test_a_torn_last_line_is_cut_before_the_next_entry(tmp_path):
