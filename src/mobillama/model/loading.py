@@ -1,0 +1,39 @@
+"""Loading a language model whole: every weight from its files, or a clear error."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from mobillama.core.errors import UserError
+
+from . import checkpoint
+
+
+def load_language_model(
+    model: str | Path, *, device: str | torch.device | None = None, dtype: str | torch.dtype = "auto"
+) -> PreTrainedModel:
+    """Return the causal language model of a checkpoint, of a run's last checkpoint or of a model folder.
+
+    It is in evaluation mode.
+
+    Arguments:
+        device: where it goes; CUDA where present, else the CPU, if not given.
+        dtype: of its weights; that of the files if not given.
+
+    Raises:
+        UserError: there is no model there, its files cannot be read, or they lack a weight.
+    """
+    directory = checkpoint.locate(model)
+    options: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "output_loading_info": True}
+    try:
+        result: Any = AutoModelForCausalLM.from_pretrained(directory, **options)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"{directory}: cannot be loaded as a language model: {reason}") from error
+    loaded, info = result
+    # transformers would start absent weights at random and only warn.
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(f"{directory}: {len(missing)} weights are missing, first {missing[0]}; restore its files")
+    return loaded.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -1,0 +1,71 @@
+"""A model and its cache as one running sequence, for the generation code that knows no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache
+
+from mobillama.core.errors import UserError
+
+from . import loading
+
+
+class TorchSession:
+    """One sequence in a causal language model: feed tokens, get logits, go back.
+
+    `position` tokens are in the cache. Any Hugging Face causal language model serves whose cache
+    can be cropped.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        config = model.config.get_text_config()
+        self.model = model.eval()
+        self.context_length: int = config.max_position_embeddings
+        self.vocab_size: int = config.vocab_size
+        self.reset()
+
+    @classmethod
+    def load(cls, model: str | Path, *, device: str | None = None, dtype: str = "auto") -> TorchSession:
+        """Return a session on a model as `loading.load_language_model` finds and loads it."""
+        return cls(loading.load_language_model(model, device=device, dtype=dtype))
+
+    @property
+    def position(self) -> int:
+        """How many tokens the cache holds."""
+        return int(self.cache.get_seq_length())
+
+    def reset(self) -> None:
+        """Forget the sequence."""
+        self.cache = DynamicCache(config=self.model.config)
+
+    def truncate(self, position: int) -> None:
+        """Forget everything after the first `position` tokens."""
+        if not 0 <= position <= self.position:
+            raise ValueError(f"position {position} is not within the {self.position} tokens of the sequence")
+        # A negative number would count from the end; zero tokens is a fresh cache.
+        self.cache.crop(position) if position else self.reset()
+
+    @torch.inference_mode()
+    def forward(self, tokens: NDArray[np.int32], all_logits: bool = False) -> NDArray[np.float32]:
+        """Append tokens and return logits, (vocab_size,) of the last or (T, vocab_size) of each.
+
+        Raises:
+            UserError: the tokens do not fit into the context.
+        """
+        if not len(tokens):
+            raise ValueError("give at least one token")
+        if (length := self.position + len(tokens)) > self.context_length:
+            raise UserError(f"{length} tokens do not fit: the model's context is {self.context_length}")
+        input_ids = torch.as_tensor(np.asarray(tokens, dtype=np.int64), device=self.model.device)
+        arguments: dict[str, Any] = {"past_key_values": self.cache, "use_cache": True}
+        outputs = self.model(
+            input_ids=input_ids.unsqueeze(0), logits_to_keep=0 if all_logits else 1, **arguments
+        )
+        logits = outputs.logits[0].float().cpu().numpy()
+        return logits if all_logits else logits[-1]
