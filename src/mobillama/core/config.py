@@ -72,12 +72,12 @@ def parse_override(override: str) -> tuple[str, Any]:
 def set_value(values: dict[str, Any], dotted: str, value: Any) -> None:
     """Set a value inside nested tables, making tables on the way."""
     *tables, key = dotted.split(".")
-    inner: Any = values
     for table in tables:
-        inner = inner.setdefault(table, {})
+        inner: Any = values.setdefault(table, {})
         if not isinstance(inner, dict):
             raise UserError(f"--set {dotted}: {table} is a value, not a table")
-    inner[key] = value
+        values = cast(dict[str, Any], inner)
+    values[key] = value
 
 
 def leaves(values: dict[str, Any], prefix: str = "") -> list[str]:
