@@ -35,5 +35,7 @@ def load_language_model(
     loaded, info = result
     # transformers would start absent weights at random and only warn.
     if missing := sorted(info["missing_keys"]):
-        raise UserError(f"{directory}: {len(missing)} weights are missing, first {missing[0]}; restore its files")
+        raise UserError(
+            f"{directory}: {len(missing)} weights are missing, first {missing[0]}; restore its files"
+        )
     return loaded.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))

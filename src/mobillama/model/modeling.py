@@ -23,6 +23,8 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration import MobiLlamaConfig
 
+WRITES_RESIDUAL = "writes_residual"  # marks the projections that add to the residual stream
+
 
 class MobiLlamaFFNDelta(nn.Module):
     """A layer's own low-rank addition `b @ a` to each of the three matrices of its FFN."""
@@ -66,6 +68,7 @@ class MobiLlamaFFN(nn.Module):
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        setattr(self.down_proj, WRITES_RESIDUAL, True)
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(
@@ -88,6 +91,7 @@ class MobiLlamaDecoderLayer(GradientCheckpointingLayer):
     def __init__(self, config: MobiLlamaConfig, layer_idx: int) -> None:
         super().__init__()
         self.self_attn = LlamaAttention(config, layer_idx)  # pyright: ignore[reportArgumentType]
+        setattr(self.self_attn.o_proj, WRITES_RESIDUAL, True)
         self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.ffn_delta = MobiLlamaFFNDelta(config) if config.ffn_delta_rank else None
@@ -138,11 +142,9 @@ class MobiLlamaPreTrainedModel(PreTrainedModel):
         """
         super()._init_weights(module)
         std = self.config.initializer_range
-        residual_std = std / (2 * self.config.num_hidden_layers) ** 0.5
-        if isinstance(module, LlamaAttention):
-            init.normal_(module.o_proj.weight, std=residual_std)
-        elif isinstance(module, MobiLlamaFFN):
-            init.normal_(module.down_proj.weight, std=residual_std)
+        # On the projection itself: transformers skips modules without weights of their own here.
+        if isinstance(module, nn.Linear) and getattr(module, WRITES_RESIDUAL, False):
+            init.normal_(module.weight, std=std / (2 * self.config.num_hidden_layers) ** 0.5)
         elif isinstance(module, MobiLlamaFFNDelta):
             for name, parameter in module.named_parameters():
                 init.normal_(parameter, std=std) if name.endswith("_a") else init.zeros_(parameter)
