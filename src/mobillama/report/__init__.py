@@ -1,0 +1,5 @@
+"""From a run directory to one HTML page that works offline: curves, samples, timeline, provenance."""
+
+from .page import write
+
+__all__ = ["write"]

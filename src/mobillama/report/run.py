@@ -1,0 +1,151 @@
+"""A run directory as the report reads it: what was recorded, and nothing invented for what was not."""
+
+import json
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mobillama.core.config import leaves
+from mobillama.core.errors import UserError
+from mobillama.core.records import (
+    LEDGER,
+    MANIFEST,
+    Ledger,
+    Problem,
+    manifest_hash,
+    read_jsonl,
+    read_manifest,
+)
+
+Entry = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One checkpoint of a run: its folder, its manifest and that manifest's SHA-256."""
+
+    path: Path
+    manifest: Entry
+    sha256: str
+
+    @property
+    def step(self) -> int:
+        return int(self.manifest["step"])
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(file["size_bytes"] for file in self.manifest["files"])
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The corpus a run learned from, where it lies on this machine."""
+
+    path: Path
+    manifest: Entry
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """All records of one run."""
+
+    path: Path
+    recipe: Entry
+    origins: dict[str, str] = field(default_factory=dict)
+    environment: Entry = field(default_factory=dict)
+    metrics: list[Entry] = field(default_factory=list)
+    samples: list[Entry] = field(default_factory=list)
+    evaluations: list[Entry] = field(default_factory=list)
+    ledger: list[Entry] = field(default_factory=list)
+    ledger_problems: list[Problem] = field(default_factory=list)
+    checkpoints: list[Checkpoint] = field(default_factory=list)
+    corpus: Corpus | None = None
+
+    @property
+    def name(self) -> str:
+        """The folder's name, or for a folder called plainly ``run``, its parent's."""
+        path = self.path.resolve()
+        return path.parent.name if path.name == "run" else path.name
+
+    @property
+    def model(self) -> Entry:
+        """The ``config.json`` of the last checkpoint, or the recipe's model section."""
+        if self.checkpoints:
+            return read_json(self.checkpoints[-1].path / "config.json")
+        return self.recipe.get("model", {})
+
+
+def read_run(path: Path) -> Run:
+    """Return the records of the run directory ``path``.
+
+    Raises:
+        UserError: it is not a run directory, or a record in it cannot be read.
+    """
+    if not (path / "run.toml").is_file():
+        raise UserError(f"{path}: no run.toml here; give the directory that mobillama train wrote")
+    try:
+        recipe = tomllib.loads((path / "run.toml").read_text(encoding="utf-8"))
+        ledger = Ledger(path / LEDGER)
+        checkpoints = read_checkpoints(path / "checkpoints")
+        return Run(
+            path=path,
+            recipe=recipe,
+            origins=read_json(path / "origins.json"),
+            environment=read_json(path / "environment.json"),
+            metrics=latest_by_step(read_jsonl(path / "metrics.jsonl")),
+            samples=read_jsonl(path / "samples.jsonl"),
+            evaluations=latest_by_step(read_jsonl(path / "evaluations.jsonl")),
+            ledger=ledger.entries(),
+            ledger_problems=ledger.check() if ledger.path.exists() else [],
+            checkpoints=checkpoints,
+            corpus=find_corpus(path, recipe, checkpoints),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: a record is damaged ({error}); mobillama verify {path} names it") from None
+
+
+def read_json(path: Path) -> Entry:
+    """Return a JSON object, or an empty one where the file is absent."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def latest_by_step(entries: list[Entry]) -> list[Entry]:
+    """Return one entry a step in step order; after a resume the repeated steps' later entries count."""
+    return [entry for _, entry in sorted({int(entry["step"]): entry for entry in entries}.items())]
+
+
+def read_checkpoints(folder: Path) -> list[Checkpoint]:
+    """Return the whole checkpoints of a run in step order."""
+    found = [
+        Checkpoint(path, read_manifest(path, "checkpoint"), manifest_hash(path))
+        for path in folder.glob("step-*")
+        if (path / MANIFEST).is_file()
+    ]
+    return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+
+def find_corpus(path: Path, recipe: Entry, checkpoints: list[Checkpoint]) -> Corpus | None:
+    """Return the corpus whose manifest hash the checkpoints name, looked for where the recipe says.
+
+    A corpus that was made anew since has another hash, and counts only when no checkpoint names one.
+    """
+    wanted = {checkpoint.manifest.get("corpus") for checkpoint in checkpoints} - {None}
+    named = recipe.get("corpus", {}).get("directory")
+    places = [Path(named), path / named, path.parent / named] if named else []
+    for place in (*places, path.parent / "corpus"):
+        if (place / MANIFEST).is_file() and (not wanted or manifest_hash(place) in wanted):
+            return Corpus(place, read_manifest(place, "corpus"), manifest_hash(place))
+    return None
+
+
+def flat(values: Entry) -> dict[str, Any]:
+    """Return a nested table as dotted path to value."""
+    found = {}
+    for dotted in leaves(values):
+        value: Any = values
+        for part in dotted.split("."):
+            value = value[part]
+        found[dotted] = value
+    return found

@@ -1,0 +1,106 @@
+"""Curves for the page: columns of the metrics, thinned to what a screen can show."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from .run import Entry, Run
+
+POINTS = 2000
+COLUMNS = ("loss", "learning_rate", "gradient_norm", "tokens_per_second", "mfu", "memory_bytes")
+X_COLUMNS = ("step", "tokens", "elapsed_s")
+
+Column = list[float | None]
+
+
+def column(entries: list[Entry], key: str) -> np.ndarray:
+    """Return one key of all entries as float64; NaN where an entry lacks it or holds no number."""
+    values = (entry.get(key) for entry in entries)
+    return np.array(
+        [value if isinstance(value, int | float) else math.nan for value in values], dtype=np.float64
+    )
+
+
+def metrics_columns(run: Run) -> dict[str, Column]:
+    """Return the training curves of a run, at most ``POINTS`` long; columns nowhere filled are left out.
+
+    A longer curve is cut into equal stretches: each point is its stretch's mean, at the stretch's last
+    x. For the gradient norm it is the maximum, because a spike is what one looks for.
+    """
+    stride = math.ceil(len(run.metrics) / POINTS) or 1
+    starts = np.arange(0, len(run.metrics), stride)
+    columns: dict[str, Column] = {}
+    for key in (*X_COLUMNS, *COLUMNS):
+        values = column(run.metrics, key)
+        if np.isnan(values).all():
+            continue
+        if key in X_COLUMNS:
+            thinned = values[np.minimum(starts + stride, len(values)) - 1]
+        elif key == "gradient_norm":
+            thinned = np.maximum.reduceat(values, starts)
+        else:
+            thinned = np.add.reduceat(values, starts) / np.diff(np.append(starts, len(values)))
+        columns[key] = plain(thinned)
+    return columns
+
+
+def heldout_columns(run: Run) -> dict[str, Any]:
+    """Return the held-out curves: x columns, bits per byte by subset, and their mean by bytes."""
+    steps = column(run.evaluations, "step")
+    xs = {"step": plain(steps)}
+    for key in ("tokens", "elapsed_s"):
+        if not np.isnan(column(run.metrics, key)).all():
+            known = column(run.metrics, "step"), column(run.metrics, key)
+            xs[key] = plain(np.interp(steps, *known))
+    names = list(dict.fromkeys(name for entry in run.evaluations for name in entry.get("subsets", {})))
+    subsets = {
+        name: plain(column([entry["subsets"].get(name, {}) for entry in run.evaluations], "bits_per_byte"))
+        for name in names
+    }
+    return {**xs, "subsets": subsets, "mean": [mean_bits_per_byte(run, entry) for entry in run.evaluations]}
+
+
+def heldout_sizes(run: Run) -> dict[str, int]:
+    """Return the bytes of held-out text of each subset, as the corpus manifest counts them."""
+    heldout = run.corpus.manifest.get("heldout", {}) if run.corpus else {}
+    return {name: facts["bytes"] for name, facts in heldout.items() if facts.get("bytes")}
+
+
+def mean_bits_per_byte(run: Run, entry: Entry) -> float | None:
+    """Return an evaluation's bits per byte over all subsets, each weighted by its held-out bytes."""
+    sizes = heldout_sizes(run)
+    found = [
+        (result["bits_per_byte"], sizes.get(name, 1) if sizes else 1)
+        for name, result in entry.get("subsets", {}).items()
+        if math.isfinite(result.get("bits_per_byte", math.nan))
+    ]
+    weight = sum(size for _, size in found)
+    return sum(value * size for value, size in found) / weight if weight else None
+
+
+def baselines(run: Run) -> dict[str, dict[str, float]]:
+    """Return, by subset, the bits per byte that general compressors need for the same held-out text."""
+    heldout = run.corpus.manifest.get("heldout", {}) if run.corpus else {}
+    return {
+        name: {
+            tool: 8 * facts[f"{tool}_bytes"] / facts["bytes"]
+            for tool in ("xz", "zstd")
+            if facts.get(f"{tool}_bytes")
+        }
+        for name, facts in heldout.items()
+        if facts.get("bytes")
+    }
+
+
+def mean_baseline(run: Run, tool: str) -> float | None:
+    """Return a compressor's bits per byte over all subsets, weighted as ``mean_bits_per_byte``."""
+    sizes = heldout_sizes(run)
+    known = {name: values[tool] for name, values in baselines(run).items() if tool in values}
+    weight = sum(sizes[name] for name in known)
+    return sum(value * sizes[name] for name, value in known.items()) / weight if weight else None
+
+
+def plain(values: np.ndarray) -> Column:
+    """Return floats with six significant digits for JSON, None where there is no finite number."""
+    return [float(f"{value:.6g}") if math.isfinite(value) else None for value in values.tolist()]
