@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from mobillama.core.errors import UserError
@@ -29,7 +30,7 @@ def load_language_model(
     options: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "output_loading_info": True}
     try:
         result: Any = AutoModelForCausalLM.from_pretrained(directory, **options)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"{directory}: cannot be loaded as a language model: {reason}") from error
     loaded, info = result

@@ -48,8 +48,7 @@ class TorchSession:
         """Forget everything after the first `position` tokens."""
         if not 0 <= position <= self.position:
             raise ValueError(f"position {position} is not within the {self.position} tokens of the sequence")
-        # A negative number would count from the end; zero tokens is a fresh cache.
-        self.cache.crop(position) if position else self.reset()
+        self.cache.crop(position - self.position)
 
     @torch.inference_mode()
     def forward(self, tokens: NDArray[np.int32], all_logits: bool = False) -> NDArray[np.float32]:

@@ -160,7 +160,7 @@ def test_weights_start_with_the_stated_deviations():
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_gradient_checkpointing_gives_the_same_gradients(input_ids, reentrant):
     plain, checkpointed = wake(make_model(**EVERYTHING)).train(), wake(make_model(**EVERYTHING)).train()
-    checkpointed.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    checkpointed.activation_checkpointing_enable({"use_reentrant": reentrant})
     for model in (plain, checkpointed):
         model(input_ids, labels=input_ids).loss.backward()
     for (name, one), (_, other) in zip(
