@@ -7,8 +7,10 @@ made from by the hash of their manifests, so the chain can be walked back to the
 import hashlib
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from itertools import repeat
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -42,83 +44,109 @@ def now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def write_manifest(directory: Path, kind: str, **facts: Any) -> str:
-    """Hash every file below ``directory``, write its manifest and return the manifest's SHA-256.
+def manifest_path(artifact: Path) -> Path:
+    """Return where the manifest of an artifact lies: in its directory, or beside it if it is one file."""
+    return artifact / MANIFEST if artifact.is_dir() else artifact.with_name(f"{artifact.name}.{MANIFEST}")
 
-    ``facts`` is what this kind of artifact records beside its files; no time of day goes in
-    unless the caller puts it there, so that equal inputs give equal manifests.
+
+def write_manifest(artifact: Path, kind: str, **facts: Any) -> str:
+    """Hash an artifact's files, write its manifest and return the manifest's SHA-256.
+
+    The artifact is a directory with all files below it, or a single file. ``facts`` is what this kind
+    of artifact records beside its files; no time of day goes in unless the caller puts it there, so
+    that equal inputs give equal manifests.
     """
+    base, found = artifact.parent, [artifact]
+    if artifact.is_dir():
+        base, found = artifact, sorted(file for file in artifact.rglob("*") if file.is_file())
     files = [
-        {"path": file.relative_to(directory).as_posix(), **asdict(hash_file(file))}
-        for file in sorted(directory.rglob("*"))
-        if file.is_file() and file.name != MANIFEST
+        {"path": file.relative_to(base).as_posix(), **asdict(hash_file(file))}
+        for file in found
+        if file.name != MANIFEST
     ]
     record = {"kind": kind, "format": FORMAT, **facts, "files": files}
-    atomic.write_text(directory / MANIFEST, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    return manifest_hash(directory)
+    # Through JSON first: the digest is of what a reader will parse, not of tuples and paths.
+    record["digest"] = digest(json.loads(canonical_json(record)))
+    atomic.write_text(manifest_path(artifact), json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    return manifest_hash(artifact)
 
 
-def manifest_hash(directory: Path) -> str:
-    """Return the SHA-256 of the bytes of ``directory``'s manifest: the artifact's identity."""
-    return hashlib.sha256((directory / MANIFEST).read_bytes()).hexdigest()
+def digest(record: dict[str, Any]) -> str:
+    """Return the SHA-256 of a record without its own ``digest``, in canonical JSON."""
+    return sha256_text(canonical_json({key: value for key, value in record.items() if key != "digest"}))
 
 
-def read_manifest(directory: Path, kind: str | None = None) -> dict[str, Any]:
-    """Return the manifest of ``directory``.
+def manifest_hash(artifact: Path) -> str:
+    """Return the SHA-256 of the bytes of an artifact's manifest: the artifact's identity."""
+    return hashlib.sha256(manifest_path(artifact).read_bytes()).hexdigest()
+
+
+def read_manifest(artifact: Path, kind: str | None = None) -> dict[str, Any]:
+    """Return the manifest of a directory or single file.
 
     Raises:
-        UserError: there is none, it cannot be read, names a file outside its directory, or is
-            not of ``kind``.
+        UserError: there is none, it cannot be read, names a file outside its directory, is not of
+            ``kind``, or was changed after it was written.
     """
-    path = directory / MANIFEST
+    path = manifest_path(artifact)
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        files, found = record["files"], record["kind"]
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found = str(record["kind"])
+        names = [str(entry["path"]) for entry in record["files"]]
+        noted, expected = record["digest"], digest(record)
     except FileNotFoundError:
-        raise UserError(f"{directory}: no {MANIFEST} here; is this a whole artifact of mobillama?") from None
-    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{artifact}: no {path.name} here; is this a whole artifact of mobillama?") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path}: not a manifest ({error}); take the artifact from its source again"
         ) from None
+    for name in names:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\0" in name:
+            raise UserError(f"{path}: names {name!r}, outside its own directory; do not use it")
     if kind is not None and found != kind:
-        raise UserError(f"{directory}: this is a {found}, where a {kind} is needed")
-    for file in files:
-        name = PurePosixPath(file["path"])
-        if name.is_absolute() or ".." in name.parts:
-            raise UserError(f"{path}: names {file['path']!r}, outside its own directory; do not use it")
+        raise UserError(f"{artifact}: this is a {found}, where a {kind} is needed")
+    if noted != expected:
+        raise UserError(f"{path}: was changed after it was written; take the artifact from its source again")
     return record
 
 
-def check_files(directory: Path, record: dict[str, Any] | None = None) -> list[Problem]:
-    """Compare every file below ``directory`` with its manifest and name each difference."""
-    record = record or read_manifest(directory)
-    problems: list[Problem] = []
-    named: set[Path] = set()
-    for entry in record["files"]:
-        path = directory / entry["path"]
-        named.add(path)
-        if path.is_symlink() and not path.resolve().is_relative_to(directory.resolve()):
-            problems.append(Problem(path, "is a link out of its directory"))
-        elif not path.is_file():
-            problems.append(Problem(path, "missing"))
-        elif path.stat().st_size != entry["size_bytes"]:
-            problems.append(Problem(path, f"{path.stat().st_size} bytes, {entry['size_bytes']} recorded"))
-        elif blake3_file(path) != entry["blake3"]:
-            problems.append(Problem(path, "content differs from the manifest"))
-    for path in sorted(directory.rglob("*")):
-        if path.is_file() and path not in named and path.name not in (MANIFEST, ".lock"):
+def check_files(artifact: Path, record: dict[str, Any] | None = None) -> list[Problem]:
+    """Compare an artifact's files with its manifest, in parallel, and name each difference."""
+    entries: list[dict[str, Any]] = (record or read_manifest(artifact))["files"]
+    directory = artifact if artifact.is_dir() else artifact.parent
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        checked = pool.map(check_file, repeat(directory), entries)
+        problems = [problem for problem in checked if problem]
+    named = {directory / entry["path"] for entry in entries}
+    for path in sorted(directory.rglob("*")) if artifact.is_dir() else []:
+        known = path in named or path.name in (MANIFEST, ".lock")
+        if not known and (path.is_file() or path.is_symlink()):
             problems.append(Problem(path, "not named in the manifest"))
     return problems
 
 
-def require_intact(directory: Path, kind: str) -> dict[str, Any]:
-    """Return the manifest of ``directory`` after checking every file against it.
+def check_file(directory: Path, entry: dict[str, Any]) -> Problem | None:
+    """Compare one file with its manifest entry; the hash runs outside Python's lock."""
+    path = directory / entry["path"]
+    if not path.resolve().is_relative_to(directory.resolve()):
+        return Problem(path, "is a link out of its directory")
+    if not path.is_file():
+        return Problem(path, "missing")
+    if (size_bytes := path.stat().st_size) != entry["size_bytes"]:
+        return Problem(path, f"{size_bytes} bytes, {entry['size_bytes']} recorded")
+    if blake3_file(path) != entry["blake3"]:
+        return Problem(path, "content differs from the manifest")
+    return None
+
+
+def require_intact(artifact: Path, kind: str) -> dict[str, Any]:
+    """Return the manifest of an artifact after checking every file against it.
 
     Raises:
         UserError: the first thing that is wrong.
     """
-    record = read_manifest(directory, kind)
-    if problems := check_files(directory, record):
+    record = read_manifest(artifact, kind)
+    if problems := check_files(artifact, record):
         raise UserError(f"{problems[0]}; restore it or make it again")
     return record
 
@@ -142,7 +170,7 @@ class Ledger:
                 file.truncate(sum(map(len, lines)))
         previous = hashlib.sha256(lines[-1].rstrip(b"\n")).hexdigest() if lines else GENESIS
         entry = {"time": now(), "event": event, **facts, "records": self.records(), "previous": previous}
-        append_line(self.path, canonical_json({**entry, "digest": sha256_text(canonical_json(entry))}))
+        append_line(self.path, canonical_json({**entry, "digest": digest(entry)}))
 
     def records(self) -> dict[str, dict[str, Any]]:
         """Return size and SHA-256 of each of the run's other records that exists."""
@@ -165,8 +193,7 @@ class Ledger:
         for number, line in enumerate(data.splitlines(), start=1):
             try:
                 entry = json.loads(line)
-                chained, digest = entry["previous"], entry.pop("digest")
-                changed = sha256_text(canonical_json(entry)) != digest
+                chained, changed = entry["previous"], entry["digest"] != digest(entry)
             except (ValueError, KeyError, TypeError, AttributeError):
                 problems.append(Problem(self.path, f"line {number} is not a ledger entry"))
                 previous = None

@@ -76,6 +76,41 @@ def test_a_manifest_that_names_files_outside_is_refused(artifact, path):
         records.read_manifest(artifact)
 
 
+def test_a_changed_fact_in_a_manifest_is_refused(artifact):
+    manifest = artifact / records.MANIFEST
+    manifest.write_text(manifest.read_text().replace('"documents": 2', '"documents": 3'))
+    with pytest.raises(UserError, match="changed after it was written"):
+        records.read_manifest(artifact)
+
+
+def test_every_flipped_bit_of_a_manifest_is_refused(artifact):
+    manifest = artifact / records.MANIFEST
+    whole = manifest.read_bytes()
+    for bit in range(len(whole) * 8):
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        manifest.write_bytes(data)
+        with pytest.raises(UserError):
+            records.read_manifest(artifact)
+
+
+def test_a_single_file_is_an_artifact_with_its_manifest_beside_it(tmp_path):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"GGUF")
+    identity = records.write_manifest(path, "device file", checkpoint="0" * 64)
+    assert records.manifest_hash(path) == identity
+    assert records.require_intact(path, "device file")["checkpoint"] == "0" * 64
+    path.write_bytes(b"GGUG")
+    with pytest.raises(UserError, match=r"model\.gguf: content differs"):
+        records.require_intact(path, "device file")
+
+
+def test_a_linked_folder_inside_an_artifact_is_a_problem(artifact, tmp_path):
+    (artifact / "part").rename(tmp_path / "elsewhere")
+    (artifact / "part").symlink_to(tmp_path / "elsewhere")
+    assert "link out" in str(records.check_files(artifact)[0])
+
+
 def test_the_wrong_kind_and_no_manifest_are_refused(artifact, tmp_path):
     with pytest.raises(UserError, match="this is a corpus, where a checkpoint is needed"):
         records.read_manifest(artifact, "checkpoint")
