@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .corpus import Corpus, Document, HeldoutDocument
     from .order import SampleOrder, rank_slice
-    from .prepare import prepare
+    from .preparation import prepare
     from .samples import Samples, Span
 
 # Loaded on first use, so that recipes load without Arrow and the preparation libraries.
@@ -16,7 +16,7 @@ _HOME = {
     "HeldoutDocument": "corpus",
     "SampleOrder": "order",
     "rank_slice": "order",
-    "prepare": "prepare",
+    "prepare": "preparation",
     "Samples": "samples",
     "Span": "samples",
 }

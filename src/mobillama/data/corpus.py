@@ -92,7 +92,9 @@ class Stream:
         assert 0 <= position < len(self)
         shard = self._shard_at(position)
         offsets = self._table_of(shard)["offset"].chunk(0).to_numpy()
-        return self._document(shard, int(np.searchsorted(offsets, position - self._starts[shard], "right")) - 1)
+        return self._document(
+            shard, int(np.searchsorted(offsets, position - self._starts[shard], "right")) - 1
+        )
 
     def documents(self, start: int = 0, stop: int | None = None) -> Iterator[Document]:
         """Yield, in order, the documents that hold any of the tokens ``start .. stop - 1``."""

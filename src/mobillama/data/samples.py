@@ -77,7 +77,11 @@ class Samples:
         first = int(samples[0]) * self.sequence_length
         stop = first + self.sequence_length + 1
         return [
-            Span(document, max(first, document.start) - document.start, min(stop, document.stop) - document.start)
+            Span(
+                document,
+                max(first, document.start) - document.start,
+                min(stop, document.stop) - document.start,
+            )
             for document in stream.documents(first, stop)
         ]
 
@@ -116,7 +120,9 @@ def quotas_of(section: DataSection, counts: dict[str, int], *, where: str) -> di
                 "tokens; take a shorter sequence_length, or give it 0"
             )
     if (section.weights or section.epochs) and (left_out := [name for name in counts if name not in mixture]):
-        raise UserError(f"data.{key} does not name {', '.join(left_out)}; give each a number (0 leaves it out)")
+        raise UserError(
+            f"data.{key} does not name {', '.join(left_out)}; give each a number (0 leaves it out)"
+        )
     if section.weights is None:
         quotas = {name: round(mixture.get(name, 0.0) * count) for name, count in counts.items()}
     else:
