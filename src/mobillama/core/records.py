@@ -62,7 +62,7 @@ def write_manifest(artifact: Path, kind: str, **facts: Any) -> str:
     files = [
         {"path": file.relative_to(base).as_posix(), **asdict(hash_file(file))}
         for file in found
-        if file.name != MANIFEST
+        if file.name not in (MANIFEST, ".lock")
     ]
     record = {"kind": kind, "format": FORMAT, **facts, "files": files}
     # Through JSON first: the digest is of what a reader will parse, not of tuples and paths.

@@ -73,6 +73,11 @@ class Stream:
         """Number of tokens."""
         return int(self._starts[-1])
 
+    def shard_bounds(self) -> list[tuple[int, int]]:
+        """Return the positions in the stream between which each shard's tokens lie, the last one excluded."""
+        starts = self._starts.tolist()
+        return list(zip(starts, starts[1:], strict=False))
+
     def read(self, start: int, stop: int) -> NDArray[np.unsignedinteger]:
         """Return tokens ``start .. stop - 1``: a view of the file, or a copy where they span shards."""
         assert 0 <= start <= stop <= len(self)
