@@ -1,0 +1,127 @@
+"""Search in one part of the index: a suffix array over a run of whole documents.
+
+All positions of a query go through the binary search together, as NumPy arrays, so that a thousand
+positions cost about as many Python steps as one. Each keeps how many tokens it shares with both ends
+of its interval and compares only from there on (Manber and Myers, 1993).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Integers = NDArray[np.int64]
+
+# Past the end of the query, and past the end of the part: below every token, and the query's below the
+# text's, so that a query sorts before every suffix that it begins.
+QUERY_END = -2
+PART_END = -1
+NEVER = 1 << 40
+
+BLOCK_TOKENS = 8
+WIDEST_BLOCK_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """Intervals ``low .. high`` (high excluded) of a part's suffix array; three equal-length arrays.
+
+    All suffixes of one interval share their first ``depth`` tokens.
+    """
+
+    low: Integers
+    high: Integers
+    depth: Integers
+
+
+class Part:
+    """A suffix array and its text, both memory-mapped.
+
+    Arguments:
+        tokens: (n,) unsigned integers, the text.
+        suffixes: (n,) int32, the starts of all suffixes of ``tokens`` in lexicographic order.
+    """
+
+    def __init__(self, tokens: NDArray[Any], suffixes: NDArray[Any]):
+        assert len(tokens) == len(suffixes)
+        self.tokens = tokens
+        self.suffixes = suffixes
+
+    def whole(self) -> Ranges:
+        """Return the one interval of all suffixes."""
+        return Ranges(*(np.array([bound], np.int64) for bound in (0, len(self.suffixes), 0)))
+
+    def token_at(self, positions: Integers) -> Integers:
+        """Return the tokens at ``positions`` (any shape), ``PART_END`` past the end."""
+        inside = positions < len(self.tokens)
+        found = self.tokens[np.where(inside, positions, 0)].astype(np.int64)
+        return np.where(inside, found, PART_END)
+
+    def longest(self, query: Integers) -> Integers:
+        """Return how many tokens of ``query[i:]`` the part contains verbatim, for every ``i`` at once.
+
+        Arguments:
+            query: (Q,) tokens; ``NEVER`` where a match must not go on.
+
+        Returns:
+            (Q,) lengths in tokens.
+        """
+        padded = np.append(query, QUERY_END)
+        positions = np.arange(len(query), dtype=np.int64)
+        low = np.zeros(len(query), np.int64)
+        high = np.full(len(query), len(self.suffixes), np.int64)
+        # Tokens shared with the suffix just below `low` and with the one at `high`.
+        shared_low, shared_high = np.zeros_like(low), np.zeros_like(low)
+        while len(open_rows := np.flatnonzero(low < high)):
+            middle = (low[open_rows] + high[open_rows]) // 2
+            shared, below = self._compare(
+                self.suffixes[middle].astype(np.int64),
+                padded,
+                positions[open_rows],
+                np.minimum(shared_low[open_rows], shared_high[open_rows]),
+            )
+            rows = open_rows[below]
+            low[rows], shared_low[rows] = middle[below] + 1, shared[below]
+            rows = open_rows[~below]
+            high[rows], shared_high[rows] = middle[~below], shared[~below]
+        return np.maximum(shared_low, shared_high)
+
+    def _compare(
+        self, starts: Integers, padded: Integers, positions: Integers, shared: Integers
+    ) -> tuple[Integers, NDArray[np.bool_]]:
+        """Compare suffixes with query suffixes of which the first ``shared`` tokens are known to agree.
+
+        Returns:
+            (rows,) tokens in common, and (rows,) whether the part's suffix sorts below the query's.
+        """
+        shared = shared.copy()
+        below = np.zeros(len(starts), np.bool_)
+        rows, width = np.arange(len(starts)), BLOCK_TOKENS
+        while len(rows):
+            ahead = shared[rows, None] + np.arange(width)
+            theirs = self.token_at(starts[rows, None] + ahead)
+            ours = padded[np.minimum(positions[rows, None] + ahead, len(padded) - 1)]
+            differs = theirs != ours
+            first = differs.argmax(axis=1)
+            decided = differs[np.arange(len(rows)), first]
+            shared[rows] += np.where(decided, first, width)
+            below[rows] = (theirs < ours)[np.arange(len(rows)), first]
+            rows, width = rows[~decided], min(2 * width, WIDEST_BLOCK_TOKENS)
+        return shared, below
+
+    def narrow(self, ranges: Ranges, tokens: Integers) -> Ranges:
+        """Return the intervals of those suffixes that go on with ``tokens`` (one for each interval)."""
+        return Ranges(
+            self._lower_bound(ranges, tokens), self._lower_bound(ranges, tokens + 1), ranges.depth + 1
+        )
+
+    def _lower_bound(self, ranges: Ranges, tokens: Integers) -> Integers:
+        """Return in each interval the first suffix whose next token is not below the wanted one."""
+        low, high = ranges.low.copy(), ranges.high.copy()
+        while len(rows := np.flatnonzero(low < high)):
+            middle = (low[rows] + high[rows]) // 2
+            below = self.token_at(self.suffixes[middle] + ranges.depth[rows]) < tokens[rows]
+            low[rows[below]] = middle[below] + 1
+            high[rows[~below]] = middle[~below]
+        return low
