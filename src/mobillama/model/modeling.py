@@ -222,7 +222,7 @@ class MobiLlamaModel(MobiLlamaPreTrainedModel):
         for layer, ffn in zip(self.layers, self.config.ffn_of_layer, strict=True):
             hidden_states = layer(
                 hidden_states,
-                self.ffns[ffn],
+                ffn=self.ffns[ffn],
                 attention_mask=causal_mask,
                 position_embeddings=position_embeddings,
                 position_ids=position_ids,

@@ -195,3 +195,24 @@ def test_inductor_compiles_training_and_keeps_one_copy(model, input_ids):
     for (name, one), (_, other) in zip(model.named_parameters(), expected.named_parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-5, msg=name)
     assert copies_in_memory(model) == 1
+
+
+@pytest.mark.parametrize("offloaded", ["model.ffns.0", "model.layers.1"])
+def test_a_part_offloaded_to_disk_comes_and_goes_without_its_sharers(tmp_path, offloaded, input_ids):
+    model = make_model(ffn_of_layer=[0, 1, 1, 0])
+    model.save_pretrained(tmp_path)
+    parts = [
+        "embed_tokens",
+        "norm",
+        "rotary_emb",
+        *(f"ffns.{i}" for i in range(2)),
+        *(f"layers.{i}" for i in range(4)),
+    ]
+    places = {**{f"model.{part}": "cpu" for part in parts}, "lm_head": "cpu", offloaded: "disk"}
+    loaded = MobiLlamaForCausalLM.from_pretrained(
+        tmp_path, device_map=places, offload_folder=tmp_path / "offloaded"
+    )
+    assert torch.equal(loaded(input_ids).logits, model(input_ids).logits)
+    on_meta = [name for name, parameter in loaded.named_parameters() if parameter.is_meta]
+    assert on_meta
+    assert all(name.startswith(offloaded) for name in on_meta)
