@@ -98,29 +98,34 @@ def make_corpus(directory: Path, seed: int = 0) -> Path:
         directory,
         "corpus",
         inputs=[{"path": "library", "size_bytes": 10, "sha256": "1" * 64}],
-        train={
-            name: {"documents": 40, "tokens": tokens_of(directory, "train", name), "bytes": 17000 + len(name)}
+        recipe={"subsets": [{"name": name, "kind": "stdlib"} for name in SUBSETS]},
+        tokenizer={"vocab_size": VOCABULARY, "end_of_text_id": 0, "dtype": "<u2"},
+        subsets={
+            name: {
+                "train": counts(directory, "train", name, documents=40),
+                "heldout": counts(directory, "heldout", name, documents=4),
+                "dropped": {"docs": {"too short": 5}, "code": {"exact duplicate": 1}}[name],
+                "quarantined": 0,
+            }
             for name in SUBSETS
         },
         heldout={
             name: {
                 "documents": 4,
-                "tokens": tokens_of(directory, "heldout", name),
                 "bytes": 1000 * (2 + number),
                 "xz_bytes": 640 + 300 * number,
                 "zstd_bytes": 680 + 310 * number,
             }
             for number, name in enumerate(SUBSETS)
         },
-        dropped={"docs": {"too short": 5}, "code": {"exact duplicate": 1}},
-        vocab_size=VOCABULARY,
     )
     return directory
 
 
-def tokens_of(directory: Path, part: str, subset: str) -> int:
-    """Return how many tokens a subset's shards hold."""
-    return sum(path.stat().st_size // 2 for path in (directory / part / subset).glob("*.tokens"))
+def counts(directory: Path, split: str, subset: str, *, documents: int) -> dict[str, int]:
+    """Return what a manifest counts of one split of a subset."""
+    tokens = sum(path.stat().st_size // 2 for path in (directory / split / subset).glob("*.tokens"))
+    return {"documents": documents, "tokens": tokens, "size_bytes": tokens * 4}
 
 
 def make_run(directory: Path, corpus: Path, seed: int = 0, peak: float = 4e-3) -> Path:
@@ -143,11 +148,9 @@ def make_run(directory: Path, corpus: Path, seed: int = 0, peak: float = 4e-3) -
             + random.normal(0, 0.05)
         )
         with (directory / "metrics.jsonl").open("a") as file:
-            line = {
-                "step": step, "tokens": step * 4096, "loss": loss, "learning_rate": rate, "gradient_norm": norm,
-                "tokens_per_second": 9100 + random.normal(0, 200), "memory_bytes": 612e6,
-                "elapsed_s": step * 0.45,
-            }  # fmt: skip
+            line = {"step": step, "tokens": step * 4096, "elapsed_s": step * 0.45, "loss": loss}
+            line |= {"learning_rate": rate, "gradient_norm": norm, "memory_bytes": 612e6}
+            line["tokens_per_second"] = 9100 + random.normal(0, 200)
             file.write(json.dumps(line) + "\n")
         values = {name: value + random.normal(0, rate / 20, value.shape) for name, value in values.items()}
         if step % EVERY == 0:
@@ -161,7 +164,7 @@ def make_run(directory: Path, corpus: Path, seed: int = 0, peak: float = 4e-3) -
 def write_recipe(directory: Path, corpus: Path, seed: int, peak: float) -> None:
     """Write what was asked for, where each value came from, and on what it ran."""
     (directory / "run.toml").write_text(
-        f'run_dir = "{directory}"\nseed = {seed}\n\n[corpus]\ndirectory = "{corpus}"\n\n'
+        f'run_dir = "{directory}"\nseed = {seed}\n\n[corpus]\ndirectory = "{corpus.name}"\n\n'
         f'[model]\nhidden_size = {HIDDEN}\nnum_hidden_layers = {LAYERS}\nffn_sharing = "all"\n\n'
         f'[optimizer]\nname = "muon"\nlearning_rate = {peak}\n\n[sample]\nprompts = {json.dumps(PROMPTS)}\n'
     )

@@ -55,9 +55,7 @@ class TensorFile:
         try:
             self.tensors = {name: self._tensor(entry) for name, entry in header.items()}
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{path}: damaged safetensors header ({error}); take it from its source again"
-            ) from None
+            raise UserError(f"{path}: damaged safetensors header ({error}); do not use it") from None
         end = 0
         for name, tensor in sorted(
             self.tensors.items(), key=lambda item: (item[1].start, item[1].size_bytes)

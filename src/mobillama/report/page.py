@@ -76,10 +76,15 @@ def view(run: Run, name: str) -> dict[str, Any]:
         "mixture": mixture(run),
         "dropped": dropped_counts(run),
         "samples": sample_rows(run),
-        "recipe": [(key, value, run.origins.get(key, "")) for key, value in flat(run.recipe).items()],
+        "recipe": [(key, value, origin(run, key)) for key, value in flat(run.recipe).items()],
         "environment": flat(run.environment),
         "timeline": timeline(run) if run.checkpoints else None,
     }
+
+
+def origin(run: Run, key: str) -> str:
+    """Return where a value came from; rows of a list have the origin of the list."""
+    return run.origins.get(key) or run.origins.get(key.partition("[")[0], "")
 
 
 def curves(shown: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mobillama.core.config import leaves
 from mobillama.core.errors import UserError
 from mobillama.core.records import (
     LEDGER,
@@ -132,20 +131,29 @@ def find_corpus(path: Path, recipe: Entry, checkpoints: list[Checkpoint]) -> Cor
     A corpus that was made anew since has another hash, and counts only when no checkpoint names one.
     """
     wanted = {checkpoint.manifest.get("corpus") for checkpoint in checkpoints} - {None}
-    named = recipe.get("corpus", {}).get("directory")
-    places = [Path(named), path / named, path.parent / named] if named else []
-    for place in (*places, path.parent / "corpus"):
+    for place in corpus_places(path, recipe):
         if (place / MANIFEST).is_file() and (not wanted or manifest_hash(place) in wanted):
             return Corpus(place, read_manifest(place, "corpus"), manifest_hash(place))
     return None
 
 
+def corpus_places(path: Path, recipe: Entry) -> list[Path]:
+    """Return where the corpus of a run may lie: as its recipe says, or, when it was moved, beside it."""
+    named = recipe.get("corpus", {}).get("directory")
+    places = [Path(named), path / named, path.parent / named] if named else []
+    return [*places, path.parent / "corpus"]
+
+
 def flat(values: Entry) -> dict[str, Any]:
-    """Return a nested table as dotted path to value."""
-    found = {}
-    for dotted in leaves(values):
-        value: Any = values
-        for part in dotted.split("."):
-            value = value[part]
-        found[dotted] = value
+    """Return a nested table as dotted path to value; rows of a list of tables are numbered from 0."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        rows = value if isinstance(value, list) and value and isinstance(value[0], dict) else None
+        tables = {f"{key}[{number}]": row for number, row in enumerate(rows or [])}
+        if isinstance(value, dict):
+            tables = {key: value}
+        for name, table in tables.items():
+            found |= {f"{name}.{inner}": leaf for inner, leaf in flat(table).items()}
+        if not tables:
+            found[key] = value
     return found

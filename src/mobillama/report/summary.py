@@ -1,14 +1,12 @@
 """What the page says in words and tables: key figures, held-out results, mixture, drops, samples."""
 
 import math
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from mobillama.core.errors import UserError
-from mobillama.core.records import read_jsonl
 from mobillama.core.tensors import model_tensors
 
 from .run import Run, flat
@@ -108,22 +106,32 @@ def heldout_rows(run: Run) -> list[dict[str, Any]]:
 
 
 def mixture(run: Run) -> list[dict[str, Any]]:
-    """Return by subset its documents and tokens in the corpus and its share of the tokens."""
-    counts = run.corpus.manifest.get("train", {}) if run.corpus else {}
-    total = sum(facts.get("tokens", 0) for facts in counts.values())
-    return [
-        {"subset": name, "share": facts.get("tokens", 0) / total if total else 0, **facts}
-        for name, facts in sorted(counts.items(), key=lambda item: -item[1].get("tokens", 0))
-    ]
+    """Return by subset its documents and tokens in the corpus and its share of the samples of training."""
+    subsets = run.corpus.manifest.get("subsets", {}) if run.corpus else {}
+    data = run.recipe.get("data", {})
+    sizes = {name: facts["train"]["tokens"] for name, facts in subsets.items()}
+    if data.get("weights"):
+        parts = {name: data["weights"].get(name, 0) for name in subsets}
+    else:
+        epochs = data.get("epochs") or {}
+        parts = {name: size * (epochs.get(name, 0) if epochs else 1) for name, size in sizes.items()}
+    total = sum(parts.values()) or 1
+    rows = [{"subset": name, "share": parts[name] / total, **subsets[name]["train"]} for name in subsets]
+    return sorted(rows, key=lambda row: -row["share"])
 
 
 def dropped_counts(run: Run) -> list[tuple[str, str, int]]:
-    """Return (subset, reason, documents) of what preparation left out, most first."""
-    if not run.corpus:
-        return []
-    dropped = read_jsonl(run.corpus.path / "dropped.jsonl")
-    counted = Counter((entry.get("subset", ""), entry.get("reason", "")) for entry in dropped)
-    return [(subset, reason, number) for (subset, reason), number in counted.most_common()]
+    """Return (subset, reason, documents or lines) of what preparation left out, most first."""
+    subsets = run.corpus.manifest.get("subsets", {}) if run.corpus else {}
+    rows = [
+        (name, reason, number)
+        for name, facts in subsets.items()
+        for reason, number in [
+            *facts.get("dropped", {}).items(),
+            ("bad input, quarantined", facts.get("quarantined", 0)),
+        ]
+    ]
+    return sorted((row for row in rows if row[2]), key=lambda row: -row[2])
 
 
 def sample_rows(run: Run) -> tuple[list[int], dict[str, list[str]]]:

@@ -1,0 +1,200 @@
+"""A run against its own telling: ledger, records, the order of checkpoints and the chain of their parents."""
+
+import hashlib
+import json
+import re
+import tomllib
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from mobillama.core.errors import UserError
+from mobillama.core.records import (
+    LEDGER,
+    MANIFEST,
+    RUN_RECORDS,
+    Ledger,
+    Problem,
+    manifest_hash,
+    read_manifest,
+)
+from mobillama.report.run import corpus_places
+
+STEP_NAME = re.compile(r"step-(\d{8,})")
+
+
+@dataclass
+class RunCheck:
+    """What is wrong with a run, what could not be checked, and the corpus to check with it."""
+
+    problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    corpus: Path | None = None
+
+
+@dataclass(frozen=True)
+class Held:
+    """One checkpoint as its manifest tells it."""
+
+    path: Path
+    record: dict[str, Any]
+    sha256: str
+
+
+def check_run(run: Path) -> RunCheck:
+    """Check everything of a run but the files inside its checkpoints."""
+    result = RunCheck()
+    ledger = Ledger(run / LEDGER)
+    entries = []
+    if not ledger.path.is_file():
+        result.problems.append(Problem(ledger.path, "missing"))
+    else:
+        result.problems += ledger.check()
+        if result.problems:
+            result.notes.append(f"{run}: not compared with its ledger, which is damaged")
+        else:
+            entries = ledger.entries()
+            result.problems += check_records(run, entries)
+    checkpoints = held_checkpoints(run)
+    for checkpoint in checkpoints:
+        result.problems += check_name(checkpoint)
+    result.problems += check_order(checkpoints)
+    result.problems += check_parents(checkpoints, entries, result.notes)
+    if entries:
+        result.problems += check_told(run, checkpoints, entries)
+    check_corpus(run, checkpoints, result)
+    return result
+
+
+def held_checkpoints(run: Path) -> list[Held]:
+    """Return the checkpoints whose manifests can be read, in the order of their recorded steps."""
+    found = []
+    for path in run.glob("checkpoints/step-*"):
+        try:
+            found.append(Held(path, read_manifest(path, "checkpoint"), manifest_hash(path)))
+        except UserError:
+            continue  # The artifact's own check names it.
+    return sorted(found, key=lambda held: held.record["step"])
+
+
+def check_records(run: Path, entries: list[dict[str, Any]]) -> list[Problem]:
+    """Compare the run's records with what the last ledger line says of them; later lines must parse."""
+    problems = []
+    told = entries[-1].get("records", {}) if entries else {}
+    for name in RUN_RECORDS:
+        path, note = run / name, told.get(name)
+        if not path.is_file():
+            if note:
+                problems.append(Problem(path, "missing"))
+            continue
+        data = path.read_bytes()
+        if note and len(data) < note["size_bytes"]:
+            problems.append(Problem(path, f"{len(data)} bytes, {note['size_bytes']} recorded in the ledger"))
+        elif note and hashlib.sha256(data[: note["size_bytes"]]).hexdigest() != note["sha256"]:
+            problems.append(Problem(path, "content differs from the ledger"))
+        else:
+            problems += check_syntax(path, data, note["size_bytes"] if note else 0)
+    return problems
+
+
+def check_syntax(path: Path, data: bytes, vouched_bytes: int) -> list[Problem]:
+    """Check what no ledger line vouches for yet: whole lines of JSON, or the whole file."""
+    try:
+        if path.suffix == ".jsonl":
+            for line in data[vouched_bytes:].split(b"\n")[:-1]:
+                json.loads(line)
+        elif len(data) != vouched_bytes and vouched_bytes:
+            return [Problem(path, f"{len(data)} bytes, {vouched_bytes} recorded in the ledger")]
+        else:
+            (tomllib if path.suffix == ".toml" else json).loads(data.decode("utf-8"))
+    except ValueError as error:
+        return [Problem(path, f"cannot be read: {error}")]
+    return []
+
+
+def check_name(checkpoint: Held) -> list[Problem]:
+    """A checkpoint's folder must be named for the step its manifest records."""
+    match, step = STEP_NAME.fullmatch(checkpoint.path.name), checkpoint.record["step"]
+    if match is None or int(match.group(1)) != step:
+        return [Problem(checkpoint.path, f"holds step {step} by its manifest: swapped or renamed")]
+    return []
+
+
+def check_order(checkpoints: list[Held]) -> list[Problem]:
+    """Later steps must have seen more: tokens and samples may not fall."""
+    problems = []
+    for before, after in pairwise(checkpoints):
+        for key in ("samples_seen", "tokens_seen"):
+            if after.record.get(key, 0) < before.record.get(key, 0):
+                problems.append(Problem(after.path, f"has seen less ({key}) than {before.path.name}"))
+    return problems
+
+
+def check_parents(checkpoints: list[Held], entries: list[dict[str, Any]], notes: list[str]) -> list[Problem]:
+    """Each checkpoint's parent must be the one before it, or one before it that the ledger tells of."""
+    problems = []
+    told = {entry.get("manifest") for entry in entries if entry.get("event") == "checkpoint"}
+    before: Held | None = None
+    for checkpoint in checkpoints:
+        parent = checkpoint.record.get("parent")
+        elsewhere = next((held for held in checkpoints if held.sha256 == parent), None)
+        expected = before.path.name if before else "none"
+        if before is not None and parent == before.sha256:
+            pass
+        elif elsewhere is not None:
+            what = f"names {elsewhere.path.name} as its parent, where {expected} comes before it"
+            problems.append(Problem(checkpoint.path, what))
+        elif before is None and parent is not None and parent not in told:
+            notes.append(f"{checkpoint.path}: made from checkpoint {parent[:12]}, which is not in this run")
+        elif before is not None and parent not in told:
+            what = "no parent" if parent is None else f"parent {parent[:12]}, which nothing here knows"
+            problems.append(Problem(checkpoint.path, f"names {what}; {expected} comes before it"))
+        before = checkpoint
+    return problems
+
+
+def check_told(run: Path, checkpoints: list[Held], entries: list[dict[str, Any]]) -> list[Problem]:
+    """The ledger's last word on each checkpoint must agree with the checkpoint that is there."""
+    problems = []
+    told = {entry["step"]: entry["manifest"] for entry in entries if entry.get("event") == "checkpoint"}
+    by_folder = {held.path.name: held for held in checkpoints}
+    for step, sha256 in told.items():
+        path = run / "checkpoints" / f"step-{step:08d}"
+        held = by_folder.get(path.name)
+        if not path.exists():
+            problems.append(Problem(path, "missing; the ledger tells of it"))
+        elif held is not None and held.sha256 != sha256 and held.record["step"] == step:
+            problems.append(
+                Problem(path / MANIFEST, f"has the hash {held.sha256[:12]}, the ledger says {sha256[:12]}")
+            )
+    for held in checkpoints:
+        if held.record["step"] not in told:
+            problems.append(Problem(held.path, "is not in the ledger"))
+    return problems
+
+
+def check_corpus(run: Path, checkpoints: list[Held], result: RunCheck) -> None:
+    """Find the corpus that the checkpoints name, or say that it is elsewhere."""
+    wanted = {held.record.get("corpus") for held in checkpoints} - {None}
+    if not wanted:
+        return
+    try:
+        recipe = tomllib.loads((run / "run.toml").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return  # Named already by the check of the records.
+    for place in corpus_places(run, recipe):
+        if not place.is_dir():
+            continue
+        if not (place / MANIFEST).is_file():
+            result.problems.append(Problem(place / MANIFEST, "missing; the checkpoints name this corpus"))
+            return
+        if manifest_hash(place) in wanted:
+            result.corpus = place.resolve()
+        else:
+            names = ", ".join(sorted(str(sha256)[:12] for sha256 in wanted))
+            result.problems.append(
+                Problem(place / MANIFEST, f"is not the corpus {names} that the checkpoints were trained on")
+            )
+        return
+    result.notes.append(f"{run}: the corpus {', '.join(sorted(str(w)[:12] for w in wanted))} is not here")
