@@ -1,0 +1,64 @@
+"""Opening a device file (.gguf) as a language model."""
+
+from pathlib import Path
+from typing import Any
+
+from mobillama.core.errors import UserError
+from mobillama.core.hashing import blake3_file
+
+from .language_model import LanguageModel
+from .tokenizer import Tokenizer
+
+
+def load(
+    path: Path,
+    *,
+    threads: int | None = None,
+    kv_type: str = "q8_0",
+    context: int | None = None,
+) -> LanguageModel:
+    """Return the language model of a ``.gguf`` file of this project.
+
+    Arguments:
+        threads: how many compute; the machine's cores if not given.
+        kv_type: how keys and values are cached: ``f16`` or ``q8_0``.
+        context: tokens a session can hold; the model's own context length if not given.
+
+    Raises:
+        UserError: the file cannot be read, is damaged, or is not of this architecture.
+    """
+    from . import native
+
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give the path of a .gguf")
+    options: dict[str, Any] = {"kv_type": kv_type}
+    if threads is not None:
+        options["threads"] = threads
+    if context is not None:
+        options["context"] = context
+    model = native.Model(path, **options)
+    metadata = dict(model.metadata)
+    return LanguageModel(
+        name=str(metadata.get("general.name") or path.stem),
+        tokenizer=tokenizer_of(metadata, path),
+        open_session=model.session,
+        chat_template=metadata.get("tokenizer.chat_template"),
+        metadata=metadata,
+        identity=blake3_file(path),
+    )
+
+
+def tokenizer_of(metadata: dict[str, Any], path: Path) -> Tokenizer:
+    """Return the tokenizer that a device file carries.
+
+    Raises:
+        UserError: it carries none.
+    """
+    definition = metadata.get("tokenizer.huggingface.json")
+    if not isinstance(definition, str):
+        raise UserError(f"{path}: tokenizer.huggingface.json is missing; quantize the checkpoint again")
+    ends = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+    begins = (
+        metadata.get("tokenizer.ggml.bos_token_id") if metadata.get("tokenizer.ggml.add_bos_token") else None
+    )
+    return Tokenizer(definition, frozenset(int(end) for end in ends if end is not None), begins)

@@ -1,0 +1,149 @@
+"""The prompt-prefix cache: a session together with the tokens it holds.
+
+A prompt that begins like what the session holds is computed only from where it differs.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from mobillama.core.atomic import atomic_directory
+from mobillama.core.errors import UserError
+
+from .session import Logits, SavableSession, Session, as_tokens
+
+# A long prompt is computed in pieces, so that an interruption is heard within one of them.
+PREFILL_TOKENS = 512
+
+# What a context shift keeps of the beginning, where the instructions are; half of the rest is dropped.
+SHIFT_KEEPS = 1 / 8
+
+
+def never() -> bool:
+    """Say that nobody interrupts."""
+    return False
+
+
+class StoppedError(Exception):
+    """The user asked to stop while a prompt was being read; the cache holds what was read so far."""
+
+
+@dataclass
+class PrefixCache:
+    """A session and the tokens in it, kept in step."""
+
+    session: Session
+    tokens: list[int] = field(default_factory=list[int])
+
+    @property
+    def position(self) -> int:
+        """How many tokens the session holds."""
+        return len(self.tokens)
+
+    @property
+    def room(self) -> int:
+        """How many more tokens the session can take."""
+        return self.session.context_length - len(self.tokens)
+
+    def common_prefix(self, tokens: Sequence[int]) -> int:
+        """Return how many tokens at the beginning of ``tokens`` are already computed."""
+        length = min(len(tokens), len(self.tokens))
+        differs = np.flatnonzero(as_tokens(tokens[:length]) != as_tokens(self.tokens[:length]))
+        return int(differs[0]) if len(differs) else length
+
+    def prefill(self, tokens: Sequence[int], interrupted: Callable[[], bool] = never) -> Logits:
+        """Make the session hold exactly ``tokens`` and return the last one's logits (V,).
+
+        Raises:
+            UserError: there are no tokens, an id is unknown to the model, or they exceed the context.
+            StoppedError: ``interrupted`` said so between two pieces.
+        """
+        self._check(tokens)
+        # The last token is computed in any case: its logits are wanted.
+        start = min(self.common_prefix(tokens), len(tokens) - 1)
+        self.truncate(start)
+        logits = np.empty(0, dtype=np.float32)
+        for begin in range(start, len(tokens), PREFILL_TOKENS):
+            if interrupted():
+                raise StoppedError
+            logits = self.forward(tokens[begin : begin + PREFILL_TOKENS])
+        return logits
+
+    def _check(self, tokens: Sequence[int]) -> None:
+        if not len(tokens):
+            raise UserError("the prompt is empty; give at least one word")
+        if len(tokens) > self.session.context_length:
+            raise UserError(
+                f"the prompt has {len(tokens)} tokens, the context holds {self.session.context_length}; "
+                "shorten it"
+            )
+        if not 0 <= min(tokens) <= max(tokens) < self.session.vocab_size:
+            raise UserError(
+                f"the prompt has token {max(tokens)}, the model knows {self.session.vocab_size}; "
+                "use the tokenizer the model was trained with"
+            )
+
+    def forward(self, tokens: Sequence[int], all_logits: bool = False) -> Logits:
+        """Append ``tokens`` and return logits: the last token's (V,), or all (T, V)."""
+        try:
+            logits = self.session.forward(as_tokens(tokens), all_logits)
+        except BaseException:  # also Ctrl-C: the session may or may not hold the tokens already
+            self.session.truncate(len(self.tokens))
+            raise
+        self.tokens.extend(tokens)
+        return logits
+
+    def truncate(self, position: int) -> None:
+        """Forget every token from ``position`` on."""
+        self.session.truncate(position)
+        del self.tokens[position:]
+
+    def shift(self) -> Logits:
+        """Drop the older half of all but the beginning, compute the rest anew, return its last logits.
+
+        Rotary keys carry their positions, so moved tokens are computed again.
+        """
+        keep = int(len(self.tokens) * SHIFT_KEEPS)
+        dropped_to = keep + (len(self.tokens) - keep) // 2
+        return self.prefill(self.tokens[:keep] + self.tokens[dropped_to:])
+
+    def save(self, directory: Path, model: str) -> None:
+        """Write tokens and session to ``directory``; ``model`` is the identity of the weights.
+
+        Raises:
+            UserError: this kind of session cannot be saved.
+        """
+        if not isinstance(self.session, SavableSession):
+            raise UserError("only a .gguf model's prompt cache can be saved; quantize the checkpoint first")
+        with atomic_directory(directory) as partial:
+            self.session.save(partial / "session.bin")
+            record = {"format": 1, "model": model, "tokens": self.tokens}
+            (partial / "prefix.json").write_text(json.dumps(record), encoding="utf-8")
+
+    def load(self, directory: Path, model: str) -> None:
+        """Read back what ``save`` wrote.
+
+        Raises:
+            UserError: it is not there, is damaged, or belongs to other weights.
+        """
+        path = directory / "prefix.json"
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            tokens, saved_for = [int(token) for token in record["tokens"]], record["model"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: not a saved prompt cache ({error}); save it again") from None
+        if saved_for != model:
+            raise UserError(f"{directory}: saved with other weights; save it again with this model")
+        if not isinstance(self.session, SavableSession):
+            raise UserError("only a .gguf model's prompt cache can be loaded; quantize the checkpoint first")
+        self.session.load(directory / "session.bin")
+        if self.session.position != len(tokens):
+            self.session.reset()
+            self.tokens = []
+            raise UserError(
+                f"{directory}: session and tokens do not belong together; save the prompt cache again"
+            )
+        self.tokens = tokens
