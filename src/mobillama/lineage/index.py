@@ -29,6 +29,8 @@ from .index_spelling import Spelling
 KIND = "index"
 PLAN = "plan.json"
 SUFFIX_TYPE = np.dtype("<i4")
+FIRST_TYPE = np.dtype("<i8")
+NEARBY_OCCURRENCES = 16
 # 400 MB while building; the default shards of `prepare` are half of this.
 PART_TOKENS = 1 << 24
 # The library sorts bytes with 32-bit positions.
@@ -48,6 +50,11 @@ class Place:
         """The name of its suffix array within the index."""
         return f"{self.subset}/{self.start:015d}.suffixes"
 
+    @property
+    def first_file(self) -> str:
+        """The name of the file that says where in the suffix array each first token begins."""
+        return f"{self.subset}/{self.start:015d}.first"
+
 
 @dataclass(frozen=True)
 class Occurrence:
@@ -58,6 +65,18 @@ class Occurrence:
     last_token: int
     skip: int
     """Bytes of the first token that come before the passage."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """A run of tokens, the last one excluded, that stands in the training data.
+
+    ``starts``: some of the places where it does, as subset and position in its stream.
+    """
+
+    first: int
+    stop: int
+    starts: list[tuple[str, int]]
 
 
 def index_directory(corpus: Path) -> Path:
@@ -88,33 +107,53 @@ class Index:
         """What the corpus's tokens stand for."""
         return Spelling(self.corpus.tokenizer)
 
-    def parts(self) -> Iterator[tuple[Place, Part]]:
-        """Yield each part with its place, one mapped at a time."""
-        for place in self.places:
-            tokens = self.corpus.tokens(place.subset).read(place.start, place.stop)
-            # Plain views: a memmap object costs Python time at every indexing.
-            yield place, Part(np.asarray(tokens), np.asarray(self._suffixes(place)))
+    @cached_property
+    def parts(self) -> list[tuple[Place, Part]]:
+        """Every part with its place, memory-mapped."""
+        return [(place, self._part(place)) for place in self.places]
 
-    def _suffixes(self, place: Place) -> NDArray[Any]:
-        shape = (place.stop - place.start,)
-        return np.memmap(self.directory / place.file, SUFFIX_TYPE, mode="r", shape=shape)
+    def _part(self, place: Place) -> Part:
+        tokens = self.corpus.tokens(place.subset).read(place.start, place.stop)
+        suffixes = np.memmap(self.directory / place.file, SUFFIX_TYPE, mode="r", shape=tokens.shape)
+        first = np.memmap(self.directory / place.first_file, FIRST_TYPE, mode="r")
+        # Plain views: a memmap object costs Python time at every indexing.
+        return Part(np.asarray(tokens), np.asarray(suffixes), np.asarray(first))
 
-    def longest(self, tokens: Integers) -> Integers:
-        """Return how many tokens of ``tokens[i:]`` the training data contain verbatim, for every ``i``."""
-        best = np.zeros(len(tokens), np.int64)
-        for _, part in self.parts():
-            np.maximum(best, part.longest(tokens), out=best)
-        return best
+    def matches(self, tokens: Integers, least: int) -> list[Match]:
+        """Return the runs of at least ``least`` tokens that stand in the training data, in order.
+
+        Each is as long as can be, none lies within another, and each comes with some of its occurrences.
+        """
+        searched = [(place, part, *part.longest(tokens)) for place, part in self.parts]
+        lengths = np.max([lengths for _, _, lengths, _ in searched], axis=0)
+        return [
+            Match(first, stop, list(self._starts(searched, tokens, first, stop - first)))
+            for first, stop in maximal(lengths, least)
+        ]
+
+    def _starts(self, searched: list[Any], tokens: Integers, first: int, length: int) -> Iterator[tuple[str, int]]:
+        for place, part, lengths, ranks in searched:
+            if lengths[first] == length:
+                near = part.nearby(tokens, first, length, rank=int(ranks[first]), limit=NEARBY_OCCURRENCES)
+                yield from ((place.subset, place.start + start) for start in near.tolist())
 
     def occurrences(self, text: bytes, limit: int) -> tuple[int, list[Occurrence]]:
         """Return how often ``text`` stands in the training data, and the first ``limit`` places in order."""
         count, found = 0, []
-        for place, part in self.parts():
+        for place, part in self.parts:
             passages = find_passages(part, self.spelling, text)
             count += passages.count
             if len(found) < limit and passages.count:
                 found += located(passages, place, part, limit - len(found))
         return count, found
+
+
+def maximal(lengths: Integers, least: int) -> list[tuple[int, int]]:
+    """Return the matches ``i .. i + lengths[i]`` of at least ``least`` tokens that no other contains."""
+    stops = np.arange(len(lengths)) + lengths
+    before = np.concatenate([[0], np.maximum.accumulate(stops)[:-1]])
+    kept = np.flatnonzero((stops > before) & (lengths >= least))
+    return list(zip(kept.tolist(), stops[kept].tolist(), strict=True))
 
 
 def located(passages: Passages, place: Place, part: Part, limit: int) -> list[Occurrence]:
@@ -152,6 +191,8 @@ def build(corpus: Corpus, *, part_tokens: int = PART_TOKENS) -> Path:
             for place in places:
                 if not (directory / place.file).is_file():
                     tokens = corpus.tokens(place.subset).read(place.start, place.stop)
+                    with atomic.atomic_file(directory / place.first_file) as partial:
+                        first_ranks(tokens, corpus.vocab_size).tofile(partial)
                     with atomic.atomic_file(directory / place.file) as partial:
                         suffix_array(tokens).tofile(partial)
                 done += place.stop - place.start
@@ -210,6 +251,11 @@ def suffix_array(tokens: NDArray[Any]) -> NDArray[Any]:
     kept = by_byte[by_byte % width == 0]
     kept //= width
     return kept.astype(SUFFIX_TYPE, copy=False)
+
+
+def first_ranks(tokens: NDArray[Any], vocab_size: int) -> NDArray[Any]:
+    """Return (vocabulary + 1,) where in the suffix array the suffixes that begin with each token start."""
+    return np.concatenate([[0], np.cumsum(np.bincount(tokens, minlength=vocab_size))]).astype(FIRST_TYPE)
 
 
 def checked_manifest(directory: Path) -> dict[str, Any]:

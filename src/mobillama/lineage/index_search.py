@@ -41,16 +41,21 @@ class Part:
     Arguments:
         tokens: (n,) unsigned integers, the text.
         suffixes: (n,) int32, the starts of all suffixes of ``tokens`` in lexicographic order.
+        first: (vocabulary + 1,) int64, where in ``suffixes`` those that begin with each token start.
     """
 
-    def __init__(self, tokens: NDArray[Any], suffixes: NDArray[Any]):
-        assert len(tokens) == len(suffixes)
+    def __init__(self, tokens: NDArray[Any], suffixes: NDArray[Any], first: NDArray[Any]):
+        assert len(tokens) == len(suffixes) == first[-1]
         self.tokens = tokens
         self.suffixes = suffixes
+        self.first = first
 
-    def whole(self) -> Ranges:
-        """Return the one interval of all suffixes."""
-        return Ranges(*(np.array([bound], np.int64) for bound in (0, len(self.suffixes), 0)))
+    def beginning(self, tokens: Integers) -> Ranges:
+        """Return the intervals of the suffixes that begin with each of ``tokens``; empty for no token."""
+        known = (tokens >= 0) & (tokens < len(self.first) - 1)
+        row = np.where(known, tokens, 0)
+        low = self.first[row].astype(np.int64)
+        return Ranges(low, np.where(known, self.first[row + 1], low), np.ones_like(low))
 
     def token_at(self, positions: Integers) -> Integers:
         """Return the tokens at ``positions`` (any shape), ``PART_END`` past the end."""
@@ -58,34 +63,48 @@ class Part:
         found = self.tokens[np.where(inside, positions, 0)].astype(np.int64)
         return np.where(inside, found, PART_END)
 
-    def longest(self, query: Integers) -> Integers:
+    def longest(self, query: Integers) -> tuple[Integers, Integers]:
         """Return how many tokens of ``query[i:]`` the part contains verbatim, for every ``i`` at once.
 
         Arguments:
             query: (Q,) tokens; ``NEVER`` where a match must not go on.
 
         Returns:
-            (Q,) lengths in tokens.
+            (Q,) lengths in tokens, and (Q,) where in the suffix array ``query[i:]`` would stand.
         """
         padded = np.append(query, QUERY_END)
         positions = np.arange(len(query), dtype=np.int64)
-        low = np.zeros(len(query), np.int64)
-        high = np.full(len(query), len(self.suffixes), np.int64)
-        # Tokens shared with the suffix just below `low` and with the one at `high`.
+        begin = self.beginning(query)
+        low, high = begin.low.copy(), begin.high.copy()
+        # Tokens shared with the suffix just below `low` and with the one at `high`; inside the interval
+        # of the first token any suffix shares that one, outside of it none.
+        known = (low < high).astype(np.int64)
         shared_low, shared_high = np.zeros_like(low), np.zeros_like(low)
-        while len(open_rows := np.flatnonzero(low < high)):
-            middle = (low[open_rows] + high[open_rows]) // 2
+        while len(rows := np.flatnonzero(low < high)):
+            middle = (low[rows] + high[rows]) // 2
             shared, below = self._compare(
                 self.suffixes[middle].astype(np.int64),
                 padded,
-                positions[open_rows],
-                np.minimum(shared_low[open_rows], shared_high[open_rows]),
+                positions[rows],
+                np.maximum(known[rows], np.minimum(shared_low[rows], shared_high[rows])),
             )
-            rows = open_rows[below]
-            low[rows], shared_low[rows] = middle[below] + 1, shared[below]
-            rows = open_rows[~below]
-            high[rows], shared_high[rows] = middle[~below], shared[~below]
-        return np.maximum(shared_low, shared_high)
+            up, down = rows[below], rows[~below]
+            low[up], shared_low[up] = middle[below] + 1, shared[below]
+            high[down], shared_high[down] = middle[~below], shared[~below]
+        return np.maximum(shared_low, shared_high), low
+
+    def nearby(
+        self, query: Integers, position: int, length: int, *, rank: int, limit: int
+    ) -> NDArray[np.int64]:
+        """Return where some occurrences of ``query[position : position + length]`` begin.
+
+        Of the suffixes around ``rank``, where the query would stand, at most ``limit`` on either side.
+        """
+        ranks = np.arange(max(0, rank - limit), min(len(self.suffixes), rank + limit))
+        starts = self.suffixes[ranks].astype(np.int64)
+        padded = np.append(query[position : position + length], QUERY_END)
+        shared, _ = self._compare(starts, padded, np.zeros_like(starts), np.zeros_like(starts))
+        return starts[shared >= length]
 
     def _compare(
         self, starts: Integers, padded: Integers, positions: Integers, shared: Integers

@@ -11,13 +11,14 @@ import numpy as np
 
 from mobillama.core.errors import UserError
 
-from .index import Index, Occurrence
+from .index import Index, Match, Occurrence
 
 # Shorter matches are common phrases rather than memory.
 MIN_TOKENS = 8
-# How many occurrences are compared at the borders of a span, and how many tokens around each are read.
-BORDER_OCCURRENCES = 64
+# How many tokens around an occurrence are compared at the borders of a span.
 BORDER_TOKENS = 8
+# Never part of UTF-8.
+NO_TEXT = b"\xff"
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,8 @@ def trace(index: Index, text: str, *, min_tokens: int = MIN_TOKENS, limit: int =
     borders = word_borders(text)
     spans = outermost(
         whole_words(borders, *span)
-        for first, stop in maximal(index.longest(tokens), min_tokens)
-        for span in stretched(index, encoded, int(ends[first]), int(ends[stop]))
+        for match in index.matches(tokens, min_tokens)
+        for span in stretched(index, encoded, match, int(ends[match.first]), int(ends[match.stop]))
     )
     longest = sorted(spans, key=lambda span: (span[0] - span[1], span[0]))[:limit]
     character = characters(text)
@@ -82,39 +83,27 @@ def trace(index: Index, text: str, *, min_tokens: int = MIN_TOKENS, limit: int =
     return Trace(text, found, covered([(character[start], character[stop]) for start, stop in spans]), len(spans))
 
 
-def maximal(lengths: np.ndarray, least: int) -> list[tuple[int, int]]:
-    """Return the matches ``i .. i + lengths[i]`` of at least ``least`` tokens that no other contains."""
-    starts = np.arange(len(lengths))
-    stops = starts + lengths
-    before = np.maximum.accumulate(np.concatenate([[0], stops[:-1]])) if len(lengths) else stops
-    kept = (stops > before) & (lengths >= least)
-    return list(zip(starts[kept].tolist(), stops[kept].tolist(), strict=True))
-
-
-def stretched(index: Index, encoded: bytes, start: int, stop: int) -> set[tuple[int, int]]:
+def stretched(index: Index, encoded: bytes, match: Match, start: int, stop: int) -> set[tuple[int, int]]:
     """Return a match, given in bytes, each time with the bytes around it that one occurrence shares as well.
 
     At its ends the text may be tokenised otherwise than the training data, so a match of tokens may
     stop short by part of a word.
     """
     spans = {(start, stop)}
-    for place in index.occurrences(encoded[start:stop], BORDER_OCCURRENCES)[1]:
-        before, after = surroundings(index, place, stop - start)
-        left = shared(encoded[:start][::-1], before[::-1])
-        right = shared(encoded[stop:], after)
+    before, after = encoded[:start], encoded[stop:]
+    for subset, place in match.starts:
+        end = place + match.stop - match.first
+        left = shared(before[::-1], text_of(index, subset, place - BORDER_TOKENS, place)[::-1])
+        right = shared(after, text_of(index, subset, end, end + BORDER_TOKENS))
         spans.add((start - left, stop + right))
     return spans
 
 
-def surroundings(index: Index, place: Occurrence, size_bytes: int) -> tuple[bytes, bytes]:
-    """Return the bytes before and after an occurrence of ``size_bytes`` bytes, within its document."""
-    stream = index.corpus.tokens(place.subset)
-    document = stream.document_at(place.first_token)
-    first = max(document.start, place.first_token - BORDER_TOKENS)
-    last = min(document.stop, place.last_token + 1 + BORDER_TOKENS)
-    lead = index.spelling.decode(stream.read(first, place.first_token).tolist())
-    rest = index.spelling.decode(stream.read(place.first_token, last).tolist())
-    return lead + rest[: place.skip], rest[place.skip + size_bytes :]
+def text_of(index: Index, subset: str, start: int, stop: int) -> bytes:
+    """Return the bytes of some tokens of a stream; a byte that no text has ends each document."""
+    stream = index.corpus.tokens(subset)
+    tokens = stream.read(max(0, start), min(stop, len(stream))).tolist()
+    return b"".join([index.spelling.bytes_of[token] or NO_TEXT for token in tokens])
 
 
 def shared(ours: bytes, theirs: bytes) -> int:

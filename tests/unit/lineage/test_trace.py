@@ -122,7 +122,8 @@ def test_covered_counts_characters_once(index, texts):
     assert trace(index, texts[5], min_tokens=1).covered == len(texts[5])
 
 
-def test_longest_goes_over_all_parts(index):
+def test_matches_are_looked_for_in_all_parts(index):
     place = index.places[-1]
     tokens = index.corpus.tokens(place.subset).read(place.start, min(place.start + 30, place.stop))
-    assert index.longest(np.asarray(tokens, np.int64))[0] == len(tokens)
+    (match,) = index.matches(np.asarray(tokens, np.int64), len(tokens))
+    assert (place.subset, place.start) in match.starts
