@@ -1,0 +1,37 @@
+"""The stock-Llama layout: the FFN written out for each layer, so that llama.cpp can load it."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+
+def layer_ffn(
+    weights: dict[str, Tensor], config: PreTrainedConfig, layer: int
+) -> Iterator[tuple[str, str, Tensor]]:
+    """Yield llama.cpp's name, the checkpoint's name and the matrix of a layer's gate, up and down.
+
+    The layer's low-rank delta and gain are folded in. A matrix without either is yielded as it is,
+    the same object for every layer that shares it.
+    """
+    ffn, prefix = config.ffn_of_layer[layer], f"model.layers.{layer}"
+    gain = weights.get(f"{prefix}.ffn_gain")
+    for part in ("gate", "up", "down"):
+        weight = f"model.ffns.{ffn}.{part}_proj.weight"
+        matrix = weights[weight]
+        if config.ffn_delta_rank:
+            a, b = (weights[f"{prefix}.ffn_delta.{part}_{side}"].float() for side in "ab")
+            matrix = matrix.float() + b @ a
+        if part == "down" and gain is not None:
+            matrix = matrix.float() * gain.float()  # the gain scales down_proj's inputs: its columns
+        yield f"blk.{layer}.ffn_{part}.weight", weight, matrix
+
+
+def permuted(rows: NDArray[np.generic], heads: int) -> NDArray[np.generic]:
+    """Return the rows of q or k in llama.cpp's order: rotary pairs side by side, not half a head apart.
+
+    Rows are moved whole, so they may be values or quantised bytes.
+    """
+    return rows.reshape(heads, 2, len(rows) // heads // 2, -1).swapaxes(1, 2).reshape(rows.shape)
