@@ -1,0 +1,157 @@
+"""THE loop: one for every objective. Objective, batches and what happens between steps are arguments."""
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+
+import torch
+from torch import nn
+
+from mobillama.core.errors import UserError
+
+from . import schedule
+from .batches import Batches, ahead
+from .objectives import Batch, Objective
+from .precision import Precision
+from .recipe import Recipe
+from .schedule import BatchPlan
+from .state import TrainingState
+
+
+class NotFinite(UserError):
+    """A loss or gradient that is not a number; the weights are still those of the step before."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run as pure functions of the step: how long, how many samples, at which rate."""
+
+    recipe: Recipe
+    total_steps: int
+    batch: BatchPlan
+
+    def rate(self, step: int) -> float:
+        """Return the learning-rate factor of a step."""
+        return schedule.rate_factor(self.recipe.train.schedule, step, self.total_steps)
+
+    def ranges(self, first_step: int, last_step: int) -> Iterator[tuple[int, int]]:
+        """Yield first sample and number of samples of each step."""
+        for step in range(first_step, last_step + 1):
+            yield self.batch.first_sample(step), self.batch.samples(step)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step was."""
+
+    step: int
+    loss: float
+    """Mean over the step's predictions on all ranks, in nats."""
+    gradient_norm: float
+    """Before clipping."""
+    rate: float
+    samples: int
+
+
+@dataclass
+class Stop:
+    """A wish to stop after the present step, from a signal."""
+
+    wanted: bool = False
+    signals: tuple[signal.Signals, ...] = field(default=(signal.SIGTERM, signal.SIGINT))
+
+    @contextmanager
+    def listening(self) -> Iterator["Stop"]:
+        """Take SIGTERM and Ctrl-C as a wish to stop; a second one acts at once."""
+
+        def note(number: int, frame: FrameType | None) -> None:
+            if self.wanted:
+                raise KeyboardInterrupt
+            self.wanted = True
+
+        before = {number: signal.signal(number, note) for number in self.signals}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def run(
+    state: TrainingState,
+    plan: Plan,
+    objective: Objective,
+    batches: Batches,
+    *,
+    until: int,
+    after_step: Callable[[Step], bool],
+) -> None:
+    """Take optimizer steps until ``until``, or until ``after_step`` returns True.
+
+    Raises:
+        NotFinite: a loss or gradient was; the state is that of the step before.
+    """
+    compute = Compute(objective, Precision(plan.recipe.train.precision, state.world.device), plan.recipe)
+    stepping = ahead(batches, plan.ranges(state.step + 1, until))
+    while state.step < until:
+        micro_batches = next(stepping)
+        step = state.step + 1
+        count = plan.batch.samples(step)
+        loss = compute.gradients(state, micro_batches, count * plan.recipe.data.sequence_length)
+        norm = nn.utils.clip_grad_norm_(state.model.parameters(), plan.recipe.train.clip_norm)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        if not bool(torch.isfinite(loss) & torch.isfinite(norm)):
+            state.model.zero_grad(set_to_none=True)
+            first = plan.batch.first_sample(step)
+            raise NotFinite(
+                f"step {step}: loss {float(loss)}, gradient norm {float(norm)}; its documents: "
+                + "; ".join(batches.describe(first, count)[:8])
+            )
+        state.optimizers.set_rate(plan.rate(step))
+        state.update()
+        if after_step(Step(step, float(loss), float(norm), plan.rate(step), count)):
+            return
+
+
+class Compute:
+    """Forward and backward passes of one step, compiled where the recipe asks for it."""
+
+    def __init__(self, objective: Objective, precision: Precision, recipe: Recipe):
+        self.objective = torch.compile(objective) if recipe.train.compile else objective
+        self.precision = precision
+
+    def gradients(self, state: TrainingState, micro_batches: list[Batch], predictions: int) -> torch.Tensor:
+        """Leave the gradient of the step's mean loss in the weights and return that loss.
+
+        ``predictions`` counts all ranks'. FSDP averages gradients over ranks, so a rank's share is scaled
+        up by their number.
+        """
+        total = torch.zeros((), device=state.world.device)
+        for batch in micro_batches:
+            with self.precision.context():
+                losses, _ = self.objective(state.model, batch)
+            (losses * (state.world.size / predictions)).backward()
+            total += losses.detach().float()
+        return state.world.total(total) / predictions
+
+
+def seconds_per_step(state: TrainingState, plan: Plan, objective: Objective, batches: Batches) -> float:
+    """Return how long a full step's passes take now, without changing the state.
+
+    The first pass warms up and is not counted.
+    """
+    compute = Compute(objective, Precision(plan.recipe.train.precision, state.world.device), plan.recipe)
+    random = torch.get_rng_state()
+    micro_batches = batches.micro_batches(0, plan.batch.batch)
+    times = []
+    for batch in [micro_batches[0], *micro_batches[:3]]:
+        started_at = time.monotonic()
+        compute.gradients(state, [batch], 1)
+        times.append(time.monotonic() - started_at)
+    state.model.zero_grad(set_to_none=True)
+    torch.set_rng_state(random)
+    slowest = torch.tensor(sum(times[1:]) / len(times[1:]), device=state.world.device)
+    return float(state.world.total(slowest)) / state.world.size * len(micro_batches)

@@ -1,0 +1,94 @@
+"""What is recorded of a step, in ``metrics.jsonl`` and for TensorBoard."""
+
+import json
+import resource
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from mobillama.core import atomic, records
+from mobillama.model.accounting import training_flops_per_token
+from mobillama.model.configuration import MobiLlamaConfig
+
+RECORDS = ("metrics.jsonl", "evaluations.jsonl", "samples.jsonl")
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Return the dense bf16 peak of a GPU that we know, in FLOP/s; None for anything else.
+
+    Source: NVIDIA's data sheets, without sparsity.
+    """
+    if device.type != "cuda":
+        return None
+    known = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
+    name = torch.cuda.get_device_name(device)
+    return next((peak for part, peak in known.items() if part in name), None)
+
+
+def flop_utilisation(tokens_per_second: float, flops_per_token: float, peak: float) -> float:
+    """Return the share of a device's peak that the model's own arithmetic takes (MFU, PaLM appendix B)."""
+    return tokens_per_second * flops_per_token / peak
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Return the most memory in use so far: of the GPU, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@dataclass
+class Recorder:
+    """Writes the records of a run; on other ranks than the leading one it writes nothing."""
+
+    run: Path
+    leads: bool
+
+    def __post_init__(self) -> None:
+        self.board = SummaryWriter(str(self.run / "tensorboard")) if self.leads else None
+
+    def write(self, record: str, step: int, **values: Any) -> None:
+        """Append one line to a record and its numbers to TensorBoard."""
+        if self.board is None:
+            return
+        with (self.run / record).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        for key, value in values.items():
+            if isinstance(value, (int, float)):
+                self.board.add_scalar(key, value, step)
+
+    def rewind(self, step: int) -> None:
+        """Forget what was recorded after ``step``, which will be recorded again."""
+        for name in RECORDS if self.leads else ():
+            path = self.run / name
+            kept = [json.dumps(line) for line in records.read_jsonl(path) if line["step"] <= step]
+            if path.exists():
+                atomic.write_text(path, "".join(line + "\n" for line in kept))
+
+    def sync(self) -> None:
+        """Push what was written to the disk."""
+        if self.board is not None:
+            self.board.flush()
+
+
+class Meter:
+    """Speed since the last reading."""
+
+    def __init__(self, config: MobiLlamaConfig, sequence_length: int, device: torch.device, ranks: int):
+        self.flops_per_token = training_flops_per_token(config, sequence_length)
+        self.device = device
+        self.peak = peak_flops(device)
+        self.ranks = ranks
+        self.tokens, self.since = 0, time.monotonic()
+
+    def read(self) -> dict[str, float | None]:
+        """Return tokens/s over all ranks, FLOP utilisation where the peak is known, and peak memory."""
+        moment = time.monotonic()
+        rate = self.tokens / (moment - self.since)
+        self.tokens, self.since = 0, moment
+        mfu = flop_utilisation(rate, self.flops_per_token, self.peak * self.ranks) if self.peak else None
+        return {"tokens_per_second": round(rate, 1), "mfu": mfu, "memory_bytes": memory_bytes(self.device)}

@@ -1,0 +1,77 @@
+"""Many processes: FSDP2 with every shared FFN as a unit of its own, and full states gathered for checkpoints."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those that train together."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes the records."""
+        return self.rank == 0
+
+    def total(self, value: Tensor) -> Tensor:
+        """Return the sum of a value over all ranks."""
+        if self.size > 1:
+            dist.all_reduce(value)
+        return value
+
+    def agree(self, flag: bool) -> bool:
+        """Return whether any rank raises the flag, so that all act on it in the same step."""
+        return bool(self.total(torch.tensor(float(flag), device=self.device)))
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def start() -> World:
+    """Join the processes that torchrun started, or return a world of one."""
+    cuda = torch.cuda.is_available()
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return World(device=torch.device("cuda" if cuda else "cpu"))
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if cuda else "gloo")
+    return World(dist.get_rank(), dist.get_world_size(), device)
+
+
+def shard(model: nn.Module, world: World) -> None:
+    """Shard weights, gradients and optimizer state over the ranks.
+
+    The FFNs come first and are units of their own: inside a layer's unit a shared FFN would be gathered
+    and freed with that layer while others still need it.
+    """
+    if world.size == 1:
+        return
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    for unit in (*model.model.ffns, *model.model.layers, model):
+        fully_shard(unit, mesh=mesh)
+
+
+def gather(value: Tensor) -> Tensor:
+    """Return a whole tensor on the CPU, wherever its parts are. Every rank must call it."""
+    whole = value.full_tensor() if isinstance(value, DTensor) else value
+    return whole.detach().to("cpu", copy=True)
+
+
+def place(whole: Tensor, like: Tensor) -> Tensor:
+    """Return ``whole`` laid out over the ranks and on the device as ``like`` is."""
+    whole = whole.to(like.device)
+    return distribute_tensor(whole, like.device_mesh, like.placements) if isinstance(like, DTensor) else whole

@@ -1,0 +1,94 @@
+"""All that a run is at a step: weights, optimizer moments, averaged weights, random numbers."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from mobillama.model import MobiLlamaForCausalLM
+
+from . import optimizers as optimizer_module
+from . import parallel
+from .optimizers import Optimizers
+from .recipe import Recipe
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass
+class TrainingState:
+    """What changes while training. ``step`` optimizer steps are done."""
+
+    model: MobiLlamaForCausalLM
+    optimizers: Optimizers
+    world: parallel.World
+    average_decay: float = 0.0
+    step: int = 0
+    average: Tensors = field(default_factory=dict)
+
+    def names(self) -> dict[nn.Parameter, str]:
+        """Return the name of each weight."""
+        return {weight: name for name, weight in self.model.named_parameters()}
+
+    def update(self) -> None:
+        """Apply the gradients that have gathered: one optimizer step."""
+        self.optimizers.step()
+        self.step += 1
+        for name, weight in self.model.named_parameters() if self.average_decay else ():
+            self.average[name].lerp_(weight.detach(), 1 - self.average_decay)
+
+    def weights(self) -> Tensors:
+        """Return every weight whole on the CPU. All ranks must call it."""
+        return {name: parallel.gather(weight) for name, weight in self.model.named_parameters()}
+
+    def moments(self) -> Tensors:
+        """Return optimizer state, averaged weights and random state, whole on the CPU, by name."""
+        names = self.names()
+        tensors: Tensors = {f"average.{name}": parallel.gather(value) for name, value in self.average.items()}
+        for number, member in enumerate(self.optimizers.members):
+            for weight, values in member.state.items():
+                for key, value in values.items():
+                    tensors[f"optimizer.{number}.{key}.{names[weight]}"] = parallel.gather(
+                        torch.as_tensor(value)
+                    )
+        tensors["random.cpu"] = torch.get_rng_state()
+        if self.world.device.type == "cuda":
+            tensors["random.cuda"] = torch.cuda.get_rng_state()
+        return tensors
+
+    def restore(self, step: int, weights: Tensors, moments: Tensors) -> None:
+        """Become what ``weights`` and ``moments`` hold, on any number of ranks."""
+        parameters = dict(self.model.named_parameters())
+        with torch.no_grad():
+            for name, weight in parameters.items():
+                weight.copy_(parallel.place(weights[name], weight))
+        self.average = {}
+        for key, value in moments.items():
+            kind, _, rest = key.partition(".")
+            if kind == "average":
+                self.average[rest] = parallel.place(value, parameters[rest])
+            elif kind == "optimizer":
+                number, field_name, name = rest.split(".", 2)
+                weight = parameters[name]
+                placed = parallel.place(value, weight) if value.ndim else value.to(weight.device)
+                self.optimizers.members[int(number)].state[weight][field_name] = placed
+        torch.set_rng_state(moments["random.cpu"])
+        if "random.cuda" in moments and self.world.device.type == "cuda":
+            torch.cuda.set_rng_state(moments["random.cuda"])
+        self.step = step
+
+
+def build(recipe: Recipe, vocab_size: int, end_of_text_id: int, world: parallel.World) -> TrainingState:
+    """Return the state before the first step: the same weights from the same seed on any number of ranks."""
+    torch.manual_seed(recipe.seed)
+    config = recipe.model.config(vocab_size, bos_token_id=end_of_text_id, eos_token_id=end_of_text_id)
+    model = MobiLlamaForCausalLM(config).to(world.device).train()
+    if recipe.train.checkpoint_activations:
+        model.gradient_checkpointing_enable()
+    parallel.shard(model, world)
+    state = TrainingState(
+        model, optimizer_module.build(model, recipe.train.optimizer), world, recipe.train.average_decay
+    )
+    if state.average_decay:
+        state.average = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    return state
