@@ -148,15 +148,17 @@ def make_run(directory: Path, corpus: Path, seed: int = 0, peak: float = 4e-3) -
             + random.normal(0, 0.05)
         )
         with (directory / "metrics.jsonl").open("a") as file:
-            line = {"step": step, "tokens": step * 4096, "elapsed_s": step * 0.45, "loss": loss}
+            line = {"step": step, "tokens": step * 4096, "loss": loss}
             line |= {"learning_rate": rate, "gradient_norm": norm, "memory_bytes": 612e6}
             line["tokens_per_second"] = 9100 + random.normal(0, 200)
             file.write(json.dumps(line) + "\n")
         values = {name: value + random.normal(0, rate / 20, value.shape) for name, value in values.items()}
         if step % EVERY == 0:
+            write_state(directory, step, values)
             parent = write_checkpoint(directory, corpus, step, values, parent)
-            ledger.append("checkpoint", step=step, manifest=parent)
+            ledger.append("checkpoint", step=step, checkpoint=parent, samples_seen=step * 32)
             evaluate(directory, step, 0.1 * seed)
+            ledger.append("evaluation", step=step)
     ledger.append("stop", step=STEPS, reason="finished")
     return directory
 
@@ -176,22 +178,13 @@ def write_recipe(directory: Path, corpus: Path, seed: int, peak: float) -> None:
     }  # fmt: skip
     (directory / "origins.json").write_text(json.dumps(origins))
     (directory / "environment.json").write_text(json.dumps(environment()))
+    (directory / "plan.json").write_text(json.dumps({"total_steps": STEPS, "threads": 1}))
 
 
-def write_checkpoint(
-    directory: Path, corpus: Path, step: int, values: dict[str, np.ndarray], parent: str | None
-) -> str:
-    """Write one checkpoint as training does and return its manifest's hash."""
-    folder = directory / "checkpoints" / f"step-{step:08d}"
-    (folder / "trainer").mkdir(parents=True)
-    write_safetensors(
-        folder / "model.safetensors", {name: ("BF16", bf16(value)) for name, value in values.items()}
-    )
-    moments = {
-        f"momentum.{name}": ("F32", np.zeros_like(value, np.float32)) for name, value in values.items()
-    }
-    write_safetensors(folder / "trainer" / "state.safetensors", moments)
-    (folder / "trainer" / "state.json").write_text(json.dumps({"step": step}))
+def write_state(directory: Path, step: int, values: dict[str, np.ndarray]) -> None:
+    """Write the state that a resume needs, keeping only the newest two."""
+    folder = directory / "states" / f"step-{step:08d}"
+    folder.mkdir(parents=True)
     config = {
         "model_type": "mobillama", "hidden_size": HIDDEN, "intermediate_size": FFN,
         "num_hidden_layers": LAYERS, "vocab_size": VOCABULARY, "ffn_of_layer": [0] * LAYERS,
@@ -202,6 +195,8 @@ def write_checkpoint(
         folder,
         "checkpoint",
         step=step,
+        total_steps=STEPS,
+        world_size=1,
         samples_seen=step * 32,
         tokens_seen=step * 4096,
         run=directory.name,
@@ -217,7 +212,8 @@ def evaluate(directory: Path, step: int, worse: float) -> None:
     for name, floor in SUBSETS.items():
         bits = floor + worse + 2.2 * math.exp(-step / 110)
         subsets[name] = {"nats_per_token": bits * 2.1, "bits_per_byte": bits}
-    append_line(directory / "evaluations.jsonl", json.dumps({"step": step, "subsets": subsets}))
+    line = {"step": step, "whole": step == STEPS, "subsets": subsets}
+    append_line(directory / "evaluations.jsonl", json.dumps(line))
     words = "the value of a name is returned when it exists; <b>else</b> None & an error\n    return self"
     for prompt in PROMPTS:
         text = words[: 20 + step // 8]

@@ -38,10 +38,10 @@ def step(place, number):
 def test_the_undamaged_run_and_corpus_are_intact(place):
     result = check(place)
     assert result.problems == [] and result.notes == []
-    assert len(result.artifacts) == 9
+    assert len(result.artifacts) == 11
     assert result.size_bytes == sum(
         path.stat().st_size
-        for folder in (place / "corpus", place / "run" / "checkpoints")
+        for folder in (place / "corpus", place / "run" / "checkpoints", place / "run" / "states")
         for path in folder.rglob("*")
         if path.is_file() and path.name != "manifest.json"
     )
@@ -171,8 +171,10 @@ def test_a_ledger_rewritten_from_the_start_does_not_fit_the_manifests(place):
     forged = Ledger(path)
     for entry in entries:
         if entry["event"] == "checkpoint" and entry["step"] == 150:
-            entry["manifest"] = "0" * 64
-        forged.append(**{key: entry[key] for key in entry if key in ("event", "step", "manifest", "reason")})
+            entry["checkpoint"] = "0" * 64
+        forged.append(
+            **{key: entry[key] for key in entry if key in ("event", "step", "checkpoint", "reason")}
+        )
     assert forged.check() == []
     assert "the ledger says 000000000000" in named(place)["run/checkpoints/step-00000150/manifest.json"]
 

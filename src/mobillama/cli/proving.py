@@ -15,6 +15,8 @@ def register(app: typer.Typer) -> None:
     app.command()(inspect)
     app.command()(verify)
     app.command()(report)
+    app.command()(card)
+    app.command()(publish)
 
 
 def inspect(
@@ -63,3 +65,39 @@ def report(
     from mobillama import report as reporting
 
     typer.echo(reporting.write(runs, out))
+
+
+def card(
+    run: RunPath,
+    out: Annotated[Path | None, typer.Option(help="The folder; by default cards in the run.")] = None,
+    license: Annotated[str | None, typer.Option(help="The weights' licence, such as apache-2.0.")] = None,
+) -> None:
+    """Write the model card, the data card and the transparency table from the run's records."""
+    from mobillama.lineage import cards
+
+    for path in cards.write(run, out, license=license):
+        typer.echo(path)
+
+
+def publish(
+    run: RunPath,
+    repo: Annotated[str, typer.Option(help="owner/name on the Hugging Face Hub.")],
+    dry_run: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write it to this folder instead of the Hub.")
+    ] = None,
+    license: Annotated[str | None, typer.Option(help="The weights' licence, such as apache-2.0.")] = None,
+    read_back: Annotated[
+        bool, typer.Option(help="Download what was sent and hash it, beside asking the Hub.")
+    ] = True,
+) -> None:
+    """Push each checkpoint as a revision, with cards, records and manifests, and check what is served."""
+    from mobillama.core.errors import require_extra
+    from mobillama.lineage import publish as publishing
+
+    if dry_run:
+        done = publishing.publish_to_folder(run, repo, dry_run, license=license)
+        typer.echo(f"{dry_run}: {len(done.sent)} revisions, as {repo} would serve them")
+        return
+    require_extra("train", "huggingface_hub")
+    done = publishing.publish(run, repo, license=license, read_back=read_back)
+    typer.echo(f"{repo}: {len(done.sent)} revisions sent and checked, {len(done.present)} were there already")

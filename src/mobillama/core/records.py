@@ -24,7 +24,8 @@ FORMAT = 1
 GENESIS = "0" * 64
 # What a run writes beside its ledger; each ledger line holds the hash of these as they were then.
 RUN_RECORDS = (
-    "run.toml", "origins.json", "environment.json", "metrics.jsonl", "samples.jsonl", "evaluations.jsonl",
+    "run.toml", "origins.json", "environment.json", "plan.json", "metrics.jsonl", "samples.jsonl",
+    "evaluations.jsonl",
 )  # fmt: skip
 
 

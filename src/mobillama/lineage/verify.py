@@ -104,9 +104,11 @@ def find(path: Path) -> tuple[list[Path], list[Path]]:
         for file in shown
         if file.name.endswith(f".{MANIFEST}")
     }
-    artifacts |= {file for file in shown if file.match("checkpoints/step-*")}
+    artifacts |= {file for file in shown if file.match("checkpoints/step-*") or file.match("states/step-*")}
     runs = {file.parent for file in shown if file.name in (LEDGER, "run.toml")}
-    return sorted(artifacts), sorted(runs)
+    # Records inside an artifact, such as a publication, are files of that artifact.
+    whole = {run for run in runs if not any(run.is_relative_to(artifact) for artifact in artifacts)}
+    return sorted(artifacts), sorted(whole)
 
 
 def hidden(file: Path, base: Path) -> bool:

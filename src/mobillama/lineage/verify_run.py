@@ -35,7 +35,7 @@ class RunCheck:
 
 @dataclass(frozen=True)
 class Held:
-    """One checkpoint as its manifest tells it."""
+    """One checkpoint or state as its manifest tells it."""
 
     path: Path
     record: dict[str, Any]
@@ -56,9 +56,9 @@ def check_run(run: Path) -> RunCheck:
         else:
             entries = ledger.entries()
             result.problems += check_records(run, entries)
-    checkpoints = held_checkpoints(run)
-    for checkpoint in checkpoints:
-        result.problems += check_name(checkpoint)
+    checkpoints = held(run, "checkpoint")
+    for one in (*checkpoints, *held(run, "state")):
+        result.problems += check_name(one)
     result.problems += check_order(checkpoints)
     result.problems += check_parents(checkpoints, entries, result.notes)
     if entries:
@@ -67,15 +67,15 @@ def check_run(run: Path) -> RunCheck:
     return result
 
 
-def held_checkpoints(run: Path) -> list[Held]:
-    """Return the checkpoints whose manifests can be read, in the order of their recorded steps."""
+def held(run: Path, kind: str) -> list[Held]:
+    """Return the checkpoints or states whose manifests can be read, in the order of their recorded steps."""
     found = []
-    for path in run.glob("checkpoints/step-*"):
+    for path in run.glob(f"{kind}s/step-*"):
         try:
-            found.append(Held(path, read_manifest(path, "checkpoint"), manifest_hash(path)))
+            found.append(Held(path, read_manifest(path, kind), manifest_hash(path)))
         except UserError:
             continue  # The artifact's own check names it.
-    return sorted(found, key=lambda held: held.record["step"])
+    return sorted(found, key=lambda one: one.record["step"])
 
 
 def check_records(run: Path, entries: list[dict[str, Any]]) -> list[Problem]:
@@ -114,7 +114,7 @@ def check_syntax(path: Path, data: bytes, vouched_bytes: int) -> list[Problem]:
 
 
 def check_name(checkpoint: Held) -> list[Problem]:
-    """A checkpoint's folder must be named for the step its manifest records."""
+    """A folder must be named for the step its manifest records."""
     match, step = STEP_NAME.fullmatch(checkpoint.path.name), checkpoint.record["step"]
     if match is None or int(match.group(1)) != step:
         return [Problem(checkpoint.path, f"holds step {step} by its manifest: swapped or renamed")]
@@ -134,11 +134,11 @@ def check_order(checkpoints: list[Held]) -> list[Problem]:
 def check_parents(checkpoints: list[Held], entries: list[dict[str, Any]], notes: list[str]) -> list[Problem]:
     """Each checkpoint's parent must be the one before it, or one before it that the ledger tells of."""
     problems = []
-    told = {entry.get("manifest") for entry in entries if entry.get("event") == "checkpoint"}
+    told = {entry.get("checkpoint") for entry in entries if entry.get("event") == "checkpoint"}
     before: Held | None = None
     for checkpoint in checkpoints:
         parent = checkpoint.record.get("parent")
-        elsewhere = next((held for held in checkpoints if held.sha256 == parent), None)
+        elsewhere = next((one for one in checkpoints if one.sha256 == parent), None)
         expected = before.path.name if before else "none"
         if before is not None and parent == before.sha256:
             pass
@@ -157,26 +157,26 @@ def check_parents(checkpoints: list[Held], entries: list[dict[str, Any]], notes:
 def check_told(run: Path, checkpoints: list[Held], entries: list[dict[str, Any]]) -> list[Problem]:
     """The ledger's last word on each checkpoint must agree with the checkpoint that is there."""
     problems = []
-    told = {entry["step"]: entry["manifest"] for entry in entries if entry.get("event") == "checkpoint"}
-    by_folder = {held.path.name: held for held in checkpoints}
+    told = {entry["step"]: entry["checkpoint"] for entry in entries if entry.get("event") == "checkpoint"}
+    by_folder = {one.path.name: one for one in checkpoints}
     for step, sha256 in told.items():
         path = run / "checkpoints" / f"step-{step:08d}"
-        held = by_folder.get(path.name)
+        there = by_folder.get(path.name)
         if not path.exists():
             problems.append(Problem(path, "missing; the ledger tells of it"))
-        elif held is not None and held.sha256 != sha256 and held.record["step"] == step:
+        elif there is not None and there.sha256 != sha256 and there.record["step"] == step:
             problems.append(
-                Problem(path / MANIFEST, f"has the hash {held.sha256[:12]}, the ledger says {sha256[:12]}")
+                Problem(path / MANIFEST, f"has the hash {there.sha256[:12]}, the ledger says {sha256[:12]}")
             )
-    for held in checkpoints:
-        if held.record["step"] not in told:
-            problems.append(Problem(held.path, "is not in the ledger"))
+    for one in checkpoints:
+        if one.record["step"] not in told:
+            problems.append(Problem(one.path, "is not in the ledger"))
     return problems
 
 
 def check_corpus(run: Path, checkpoints: list[Held], result: RunCheck) -> None:
     """Find the corpus that the checkpoints name, or say that it is elsewhere."""
-    wanted = {held.record.get("corpus") for held in checkpoints} - {None}
+    wanted = {one.record.get("corpus") for one in checkpoints} - {None}
     if not wanted:
         return
     try:

@@ -48,9 +48,7 @@ def render(runs: list[Run]) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {
-        "count": count, "size": size, "duration": duration, "figure": figure, "value": value_text
-    }  # fmt: skip
+    environment.filters |= FILTERS
     names = distinct_names(runs)
     views = [view(run, name) for run, name in zip(runs, names, strict=True)]
     return environment.get_template("page.html.j2").render(
@@ -152,3 +150,7 @@ def figure(value: float | None, digits: int = 3) -> str:
 def value_text(value: Any) -> str:
     """Return a configured value as its file would spell it."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+# How pages and cards spell numbers.
+FILTERS = {"count": count, "size": size, "duration": duration, "figure": figure, "value": value_text}

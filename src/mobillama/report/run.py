@@ -93,7 +93,7 @@ def read_run(path: Path) -> Run:
             recipe=recipe,
             origins=read_json(path / "origins.json"),
             environment=read_json(path / "environment.json"),
-            metrics=latest_by_step(read_jsonl(path / "metrics.jsonl")),
+            metrics=with_elapsed(latest_by_step(read_jsonl(path / "metrics.jsonl"))),
             samples=read_jsonl(path / "samples.jsonl"),
             evaluations=latest_by_step(read_jsonl(path / "evaluations.jsonl")),
             ledger=ledger.entries(),
@@ -113,6 +113,23 @@ def read_json(path: Path) -> Entry:
 def latest_by_step(entries: list[Entry]) -> list[Entry]:
     """Return one entry a step in step order; after a resume the repeated steps' later entries count."""
     return [entry for _, entry in sorted({int(entry["step"]): entry for entry in entries}.items())]
+
+
+def with_elapsed(metrics: list[Entry]) -> list[Entry]:
+    """Return the metrics with ``elapsed_s``, added up from tokens and rates where it was not recorded.
+
+    The time between a kill and the resume is in no rate, so it is not counted.
+    """
+    if any("elapsed_s" in entry for entry in metrics):
+        return metrics
+    elapsed_s, before, timed = 0.0, 0, []
+    for entry in metrics:
+        tokens, rate = entry.get("tokens"), entry.get("tokens_per_second")
+        if not tokens or not rate:
+            return metrics
+        elapsed_s, before = elapsed_s + (tokens - before) / rate, tokens
+        timed.append({**entry, "elapsed_s": round(elapsed_s, 2)})
+    return timed
 
 
 def read_checkpoints(folder: Path) -> list[Checkpoint]:

@@ -67,16 +67,44 @@ def heldout_sizes(run: Run) -> dict[str, int]:
     return {name: facts["bytes"] for name, facts in heldout.items() if facts.get("bytes")}
 
 
+def training_shares(run: Run) -> dict[str, float]:
+    """Return each subset's share of the samples of training; empty where the corpus is not here."""
+    subsets = run.corpus.manifest.get("subsets", {}) if run.corpus else {}
+    data = run.recipe.get("data", {})
+    if data.get("weights"):
+        parts = {name: data["weights"].get(name, 0.0) for name in subsets}
+    else:
+        epochs = data.get("epochs")
+        parts = {
+            name: facts["train"]["tokens"] * (epochs.get(name, 0.0) if epochs else 1.0)
+            for name, facts in subsets.items()
+        }
+    total = sum(parts.values())
+    return {name: part / total for name, part in parts.items()} if total else {}
+
+
 def mean_bits_per_byte(run: Run, entry: Entry) -> float | None:
-    """Return an evaluation's bits per byte over all subsets, each weighted by its held-out bytes."""
-    sizes = heldout_sizes(run)
+    """Return an evaluation's bits per byte over all subsets, each weighted by its share of training."""
+    measured = {name: result.get("bits_per_byte") for name, result in entry.get("subsets", {}).items()}
+    return weighted_mean(measured, training_shares(run))
+
+
+def mean_baseline(run: Run, tool: str) -> float | None:
+    """Return a compressor's bits per byte over all subsets, weighted as ``mean_bits_per_byte``."""
+    return weighted_mean(
+        {name: values.get(tool) for name, values in baselines(run).items()}, training_shares(run)
+    )
+
+
+def weighted_mean(values: dict[str, float | None], shares: dict[str, float]) -> float | None:
+    """Return the mean of the finite values by share; all count the same where no share is known."""
     found = [
-        (result["bits_per_byte"], sizes.get(name, 1) if sizes else 1)
-        for name, result in entry.get("subsets", {}).items()
-        if math.isfinite(result.get("bits_per_byte", math.nan))
+        (value, shares.get(name, 0.0) if shares else 1.0)
+        for name, value in values.items()
+        if value is not None and math.isfinite(value)
     ]
-    weight = sum(size for _, size in found)
-    return sum(value * size for value, size in found) / weight if weight else None
+    total = sum(share for _, share in found)
+    return sum(value * share for value, share in found) / total if total else None
 
 
 def baselines(run: Run) -> dict[str, dict[str, float]]:
@@ -91,14 +119,6 @@ def baselines(run: Run) -> dict[str, dict[str, float]]:
         for name, facts in heldout.items()
         if facts.get("bytes")
     }
-
-
-def mean_baseline(run: Run, tool: str) -> float | None:
-    """Return a compressor's bits per byte over all subsets, weighted as ``mean_bits_per_byte``."""
-    sizes = heldout_sizes(run)
-    known = {name: values[tool] for name, values in baselines(run).items() if tool in values}
-    weight = sum(sizes[name] for name in known)
-    return sum(value * sizes[name] for name, value in known.items()) / weight if weight else None
 
 
 def plain(values: np.ndarray) -> Column:

@@ -10,7 +10,14 @@ from mobillama.core.errors import UserError
 from mobillama.core.tensors import model_tensors
 
 from .run import Run, flat
-from .series import baselines, column, heldout_sizes, mean_baseline, mean_bits_per_byte
+from .series import (
+    baselines,
+    column,
+    heldout_sizes,
+    mean_baseline,
+    mean_bits_per_byte,
+    training_shares,
+)
 
 SAMPLE_COLUMNS = 8
 
@@ -108,15 +115,8 @@ def heldout_rows(run: Run) -> list[dict[str, Any]]:
 def mixture(run: Run) -> list[dict[str, Any]]:
     """Return by subset its documents and tokens in the corpus and its share of the samples of training."""
     subsets = run.corpus.manifest.get("subsets", {}) if run.corpus else {}
-    data = run.recipe.get("data", {})
-    sizes = {name: facts["train"]["tokens"] for name, facts in subsets.items()}
-    if data.get("weights"):
-        parts = {name: data["weights"].get(name, 0) for name in subsets}
-    else:
-        epochs = data.get("epochs") or {}
-        parts = {name: size * (epochs.get(name, 0) if epochs else 1) for name, size in sizes.items()}
-    total = sum(parts.values()) or 1
-    rows = [{"subset": name, "share": parts[name] / total, **subsets[name]["train"]} for name in subsets]
+    shares = training_shares(run)
+    rows = [{"subset": name, "share": shares[name], **subsets[name]["train"]} for name in shares]
     return sorted(rows, key=lambda row: -row["share"])
 
 

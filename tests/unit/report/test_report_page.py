@@ -60,9 +60,9 @@ class Page(HTMLParser):
 def test_the_page_holds_the_numbers_of_the_records(runs, page):
     text = Page(page).text
     last = json.loads((runs[0] / "evaluations.jsonl").read_text().splitlines()[-1])["subsets"]
-    sizes = {"docs": 2000, "code": 3000}
-    mean = sum(last[name]["bits_per_byte"] * sizes[name] for name in sizes) / 5000
-    xz = 8 * (640 + 940) / 5000
+    tokens = {"docs": 4318, "code": 4409}
+    mean = sum(last[name]["bits_per_byte"] * tokens[name] for name in tokens) / sum(tokens.values())
+    xz = (2.56 * tokens["docs"] + 8 * 940 / 3000 * tokens["code"]) / sum(tokens.values())
     assert f"Held-out text {mean:.3f}" in text
     assert f"Against xz -9 {mean / xz:.2f} ×" in text
     assert f"docs 2 kB {last['docs']['bits_per_byte']:.3f} 2.560 2.720" in text
@@ -71,7 +71,7 @@ def test_the_page_holds_the_numbers_of_the_records(runs, page):
     assert "optimizer.learning_rate 0.004 quickstart.toml:15" in text
     for checkpoint in (runs[0] / "checkpoints").iterdir():
         assert f"{checkpoint.name} " in text and manifest_hash(checkpoint) in text
-    assert "Ledger intact, 10 entries" in text
+    assert "Ledger intact, 18 entries" in text
 
 
 def test_the_curves_are_the_recorded_ones(runs, page):
@@ -127,7 +127,7 @@ def test_an_edited_ledger_shows_on_the_page(runs, tmp_path):
     ledger = Ledger(tmp_path / "run" / "ledger.jsonl")
     ledger.path.write_text(ledger.path.read_text().replace('"step":100', '"step":101'))
     assert (
-        "broken: line 3 was changed" in Page(report.write(tmp_path / "run").read_text(encoding="utf-8")).text
+        "broken: line 4 was changed" in Page(report.write(tmp_path / "run").read_text(encoding="utf-8")).text
     )
 
 
