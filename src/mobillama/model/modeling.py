@@ -32,15 +32,12 @@ class MobiLlamaFFNDelta(nn.Module):
     def __init__(self, config: MobiLlamaConfig) -> None:
         super().__init__()
         hidden, inner, rank = config.hidden_size, config.intermediate_size, config.ffn_delta_rank
-        self.gate_a, self.gate_b = (
-            nn.Parameter(torch.empty(rank, hidden)),
-            nn.Parameter(torch.empty(inner, rank)),
-        )
-        self.up_a, self.up_b = nn.Parameter(torch.empty(rank, hidden)), nn.Parameter(torch.empty(inner, rank))
-        self.down_a, self.down_b = (
-            nn.Parameter(torch.empty(rank, inner)),
-            nn.Parameter(torch.empty(hidden, rank)),
-        )
+        self.gate_a = nn.Parameter(torch.empty(rank, hidden))
+        self.gate_b = nn.Parameter(torch.empty(inner, rank))
+        self.up_a = nn.Parameter(torch.empty(rank, hidden))
+        self.up_b = nn.Parameter(torch.empty(inner, rank))
+        self.down_a = nn.Parameter(torch.empty(rank, inner))
+        self.down_b = nn.Parameter(torch.empty(hidden, rank))
 
     def gate(self, hidden_states: Tensor) -> Tensor:
         """Return what is added to the gate projection: (..., hidden_size) to (..., intermediate_size)."""
@@ -134,8 +131,8 @@ class MobiLlamaPreTrainedModel(PreTrainedModel):
         """Start matrices as normal(0, initializer_range), as Llama does, with these differences.
 
         The two projections that write to the residual stream start smaller by sqrt(2 * layers), so
-        that the stream's variance does not grow with depth. Gains start at one and the deltas' `b`
-        at zero: a layer begins as the plain FFN that it shares.
+        that the stream grows less with depth: a shared FFN's outputs add up more than separate ones'
+        do. Gains start at one and the deltas' `b` at zero: a layer begins as the plain FFN it shares.
 
         Source: Radford et al. 2019, section 2.3, for the residual scaling; the official code of
         arXiv 2402.16840 starts everything as normal(0, 0.02).
