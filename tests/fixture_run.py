@@ -6,6 +6,7 @@ parents, ledger, hashes - is made by the same functions that make the real ones.
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -185,6 +186,21 @@ def write_state(directory: Path, step: int, values: dict[str, np.ndarray]) -> No
     """Write the state that a resume needs, keeping only the newest two."""
     folder = directory / "states" / f"step-{step:08d}"
     folder.mkdir(parents=True)
+    moments = {f"momentum.{name}": ("F32", 0 * value.astype(np.float32)) for name, value in values.items()}
+    write_safetensors(folder / "state.safetensors", moments)
+    write_manifest(folder, "state", step=step)
+    for old in sorted((directory / "states").iterdir())[:-2]:
+        shutil.rmtree(old)
+
+
+def write_checkpoint(
+    directory: Path, corpus: Path, step: int, values: dict[str, np.ndarray], parent: str | None
+) -> str:
+    """Write one checkpoint as training does and return its manifest's hash."""
+    folder = directory / "checkpoints" / f"step-{step:08d}"
+    folder.mkdir(parents=True)
+    stored = {name: ("BF16", bf16(value)) for name, value in values.items()}
+    write_safetensors(folder / "model.safetensors", stored)
     config = {
         "model_type": "mobillama", "hidden_size": HIDDEN, "intermediate_size": FFN,
         "num_hidden_layers": LAYERS, "vocab_size": VOCABULARY, "ffn_of_layer": [0] * LAYERS,
