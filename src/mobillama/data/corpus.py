@@ -1,8 +1,11 @@
 """Reading a prepared corpus: token streams and document tables, memory-mapped, whatever their size."""
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,8 +78,7 @@ class Stream:
 
     def shard_bounds(self) -> list[tuple[int, int]]:
         """Return the positions in the stream between which each shard's tokens lie, the last one excluded."""
-        starts = self._starts.tolist()
-        return list(zip(starts, starts[1:], strict=False))
+        return list(pairwise(self._starts.tolist()))
 
     def read(self, start: int, stop: int) -> NDArray[np.unsignedinteger]:
         """Return tokens ``start .. stop - 1``: a view of the file, or a copy where they span shards."""
@@ -112,8 +114,9 @@ class Stream:
     def where(self, column: Literal["id", "source"], value: str) -> Iterator[Document]:
         """Yield the documents whose ``column`` equals ``value``; reads that column of every shard."""
         for shard in range(len(self._starts) - 1):
-            matches = pc.equal(self._table_of(shard)[column], value).to_numpy()
-            for row in np.flatnonzero(matches):
+            column_of = self._table_of(shard)[column]
+            matches = pc.equal(column_of, value)  # pyright: ignore[reportAttributeAccessIssue]
+            for row in np.flatnonzero(matches.to_numpy()):
                 yield self._document(shard, int(row))
 
     def _shard_at(self, position: int) -> int:
@@ -132,7 +135,7 @@ class Stream:
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: cannot be read ({error}); prepare the corpus again") from None
 
-    def _map_table(self, shard: int) -> pa.Table:
+    def _map_table(self, shard: int) -> Any:
         path = self.directory / f"{shard:05d}.documents"
         try:
             return pa.ipc.open_file(pa.memory_map(str(path))).read_all()

@@ -2,6 +2,7 @@
 
 A task that is done leaves a mark in ``STAGE/completions``, and is not done again.
 """
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 
 import multiprocessing
 import os
@@ -10,8 +11,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,21 +22,17 @@ from typing import Any
 
 from datatrove.executor.base import PipelineExecutor
 from datatrove.executor.local import LocalPipelineExecutor
-from datatrove.pipeline.base import PipelineStep
 from loguru import logger
 
 from mobillama.core.errors import UserError, require_extra
 from mobillama.core.progress import progress
 
 from .recipe import CorpusSection
+from .workplace import Step
 
 POLL_S = 5.0
-PRELOAD = [
-    "mobillama.data.selection",
-    "mobillama.data.shards",
-    "mobillama.data.staging",
-    "mobillama.data.vocabulary",
-]
+PRELOAD = ["mobillama.data.staging", "mobillama.data.selection", "mobillama.data.shards", "pandas"]
+"""What workers inherit instead of importing it; Arrow imports pandas at its first array, where it can."""
 
 
 @dataclass(frozen=True)
@@ -44,47 +41,44 @@ class Stage:
 
     name: str
     title: str
-    steps: Sequence[PipelineStep]
+    steps: Sequence[Step]
     weights: Sequence[float]
-    unit: str = "MB"
+    unit: str
 
 
 class LocalTasks(LocalPipelineExecutor):
     """Datatrove's local executor with our own pool around its tasks.
 
-    Its pool waits for ever when the system kills a worker, logs to the terminal and pickles each task with
-    dill. Task completion, skipping and statistics are datatrove's.
+    Its own pool waits for ever when the system kills a worker, writes logs to the terminal, and starts a
+    server process for each stage. What marks, skips and measures tasks is datatrove's.
     """
 
     def run_task(self, rank: int) -> int:
-        """Run one task in a worker; errors travel to the caller, not to a log."""
+        """Run one task in a worker and return its rank; errors travel to the caller, not to a log."""
         logger.disable("datatrove")
         self._run_for_rank(rank)
         return rank
 
 
-Run = Callable[[Stage], None]
-
-
 @contextmanager
-def runner(section: CorpusSection, work: Path) -> Iterator[Run]:
+def runner(section: CorpusSection, work: Path) -> Generator[Callable[[Stage], None]]:
     """Yield the function that runs a stage to its end, where the recipe says.
 
     Raises:
         UserError: from a task, or because tasks ended without being done.
     """
-    if section.executor.kind == "local":
-        workers = section.workers or os.cpu_count() or 1
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOAD)
-        with ProcessPoolExecutor(workers, context, initializer=start_worker) as pool:
-            yield lambda stage: run_local(stage, work, pool)
-    else:
+    if section.executor.kind != "local":
         yield lambda stage: run_remote(stage, work, section)
+        return
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    workers = section.workers or os.cpu_count() or 1
+    with ProcessPoolExecutor(workers, context, initializer=start_worker) as pool:
+        yield lambda stage: run_local(stage, work, pool)
 
 
 def start_worker() -> None:
-    """Make a worker die quietly with Ctrl-C, and at once when the process that started it is gone.
+    """Make a worker end quietly with Ctrl-C, and at once when the process that started it is gone.
 
     A worker that outlived a killed preparation would write into the next one's files.
     """
@@ -104,18 +98,17 @@ def run_local(stage: Stage, work: Path, pool: ProcessPoolExecutor) -> None:
     executor = LocalTasks(list(stage.steps), tasks=len(stage.weights), logging_dir=str(work / stage.name))
     todo: list[int] = executor.get_incomplete_ranks()
     done = sum(stage.weights) - sum(stage.weights[rank] for rank in todo)
+    # Heaviest first, so that no worker is left alone with a long task at the end.
+    heaviest = sorted(todo, key=lambda rank: -stage.weights[rank])
     with progress(stage.title, sum(stage.weights), stage.unit) as advance:
-        # Heaviest first, so that no worker is left alone with a long task at the end.
-        heaviest = sorted(todo, key=lambda rank: -stage.weights[rank])
-        futures: list[Future[int]] = [pool.submit(executor.run_task, rank) for rank in heaviest]
         try:
-            for future in as_completed(futures):
+            for future in as_completed([pool.submit(executor.run_task, rank) for rank in heaviest]):
                 done += stage.weights[future.result()]
                 advance(done)
         except BrokenProcessPool:
             raise UserError(
-                f"{work}: a worker process was killed while {stage.title} (out of memory?); "
-                "run the same command again with fewer corpus.workers: what is done stays done"
+                f"{work}: a worker was killed while {stage.title} (out of memory?); run the same command "
+                "again with fewer corpus.workers: what is done stays done"
             ) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -124,18 +117,22 @@ def run_local(stage: Stage, work: Path, pool: ProcessPoolExecutor) -> None:
 
 def run_remote(stage: Stage, work: Path, section: CorpusSection) -> None:
     """Run a stage on a cluster and wait for it; the work folder must be on a shared file system."""
-    executor = slurm_executor(stage, work, section) if section.executor.kind == "slurm" else ray_executor(stage, work, section)  # fmt: skip
+    make = slurm_executor if section.executor.kind == "slurm" else ray_executor
+    executor = make(stage, work, section)
     with progress(stage.title, sum(stage.weights), stage.unit) as advance:
         executor.run()
-        while todo := executor.get_incomplete_ranks(skip_completed=True):
+        while True:
+            at_work = is_running(executor)  # asked first: what ends in between is seen as done below
+            todo: list[int] = executor.get_incomplete_ranks()
             advance(sum(stage.weights) - sum(stage.weights[rank] for rank in todo))
-            if not running(executor) and executor.get_incomplete_ranks(skip_completed=True):
+            if not todo:
+                return
+            if not at_work:
                 raise UserError(
                     f"{stage.title}: {len(todo)} of {len(stage.weights)} tasks ended without being done; "
-                    f"{work / stage.name} holds their logs. The same command goes on from here"
+                    f"their logs are in {work / stage.name}. The same command goes on from here"
                 )
             time.sleep(POLL_S)
-        advance(sum(stage.weights))
 
 
 def slurm_executor(stage: Stage, work: Path, section: CorpusSection) -> PipelineExecutor:
@@ -151,7 +148,7 @@ def slurm_executor(stage: Stage, work: Path, section: CorpusSection) -> Pipeline
         partition=section.executor.partition,
         time=section.executor.time,
         mem_per_cpu_gb=section.executor.mem_per_cpu_gb,
-        env_command=f"export PATH={Path(sys.executable).parent}:$PATH",
+        env_command=f'export PATH="{Path(sys.executable).parent}:$PATH"',
     )
 
 
@@ -170,12 +167,11 @@ def ray_executor(stage: Stage, work: Path, section: CorpusSection) -> PipelineEx
     )
 
 
-def running(executor: Any) -> bool:
-    """Return whether a cluster still works on an executor's job; Ray's returns only when it does not."""
+def is_running(executor: Any) -> bool:
+    """Return whether Slurm still works on an executor's job; Ray's has ended when ``run`` returns."""
     job = getattr(executor, "job_id", None)
     if job in (None, -1):
         return False
-    asked = subprocess.run(
-        ["squeue", "--noheader", "--job", str(job)], capture_output=True, text=True, check=False
-    )
+    command = ["squeue", "--noheader", "--job", str(job)]
+    asked = subprocess.run(command, capture_output=True, text=True, check=False)
     return asked.returncode == 0 and bool(asked.stdout.strip())

@@ -1,4 +1,5 @@
 """Hugging Face data sets, streamed: nothing is stored but what a task is reading."""
+# pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false
 
 from collections.abc import Iterator
 from typing import Any

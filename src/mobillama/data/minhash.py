@@ -16,12 +16,12 @@ NGRAM_WORDS = 5
 BANDS = 14
 ROWS = 8
 HASH_SEED = 1
-BLOCK_SHINGLES = 1 << 14
+BLOCK_SHINGLES = 512
+"""Shingles hashed at once: all 112 hashes of a block stay in the processor's cache."""
 
-# ASCII letters fold to lower case, digits stay, all other ASCII parts words; bytes of other scripts are letters.
+# ASCII letters fold to lower case, digits stay, other ASCII parts words; bytes of other scripts are letters.
 _FOLD = bytes(
-    byte + 32 if 65 <= byte <= 90 else byte if byte >= 128 or chr(byte).isalnum() else 0
-    for byte in range(256)
+    byte if byte >= 128 else ord(chr(byte).lower()) if chr(byte).isalnum() else 0 for byte in range(256)
 )
 _STEP = np.uint64(0x9E3779B97F4A7C15)
 
@@ -66,12 +66,8 @@ def bands(hashes: Words) -> Words:
     """
     smallest = np.full(BANDS * ROWS, np.iinfo(np.uint64).max, dtype=np.uint64)
     for start in range(0, len(hashes), BLOCK_SHINGLES):
-        block = hashes[start : start + BLOCK_SHINGLES]
-        scratch = np.empty_like(block)
-        for number, (factor, offset) in enumerate(_FUNCTIONS):
-            np.multiply(block, factor, out=scratch)
-            np.add(scratch, offset, out=scratch)
-            smallest[number] = min(smallest[number], scratch.min())
+        hashed = hashes[start : start + BLOCK_SHINGLES] * _FACTORS + _OFFSETS  # (hash functions, shingles)
+        smallest = np.minimum(smallest, hashed.min(axis=1))
     rows = smallest.reshape(BANDS, ROWS)
     keys = np.arange(BANDS, dtype=np.uint64)
     for place in range(ROWS):
@@ -80,7 +76,7 @@ def bands(hashes: Words) -> Words:
 
 
 def pairs_of_equal(*columns: NDArray[Any]) -> NDArray[np.int64]:
-    """Return pairs (first, other), (n, 2), of rows equal in all ``columns``; ``first`` is the earliest such row."""
+    """Return pairs (first, other), (n, 2), of rows equal in all ``columns``; ``first`` is the earliest."""
     order = np.lexsort(columns)  # stable: equal rows stay in their order
     equal = np.ones(max(0, len(order) - 1), dtype=bool)
     for column in columns:
@@ -107,10 +103,6 @@ def components(count: int, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
             return labels
 
 
-def _hash_functions() -> list[tuple[np.uint64, np.uint64]]:
-    """Return the multipliers (odd) and offsets of the hash functions; fixed for ever by the seed."""
-    words = mix(np.arange(HASH_SEED, HASH_SEED + 2 * BANDS * ROWS, dtype=np.uint64) * _STEP)
-    return [(factor | np.uint64(1), offset) for factor, offset in words.reshape(-1, 2)]
-
-
-_FUNCTIONS = _hash_functions()
+# Hash functions x * factor + offset modulo 2**64, fixed for ever by the seed.
+_WORDS = mix(np.arange(HASH_SEED, HASH_SEED + 2 * BANDS * ROWS, dtype=np.uint64) * _STEP).reshape(2, -1, 1)
+_FACTORS, _OFFSETS = _WORDS[0] | np.uint64(1), _WORDS[1]

@@ -100,7 +100,7 @@ class SubsetShare:
 
 
 class SampleOrder:
-    """Which sample of which subset global index ``i`` is, and back (docs/formats.md, "Samples and their order").
+    """Which sample of which subset global index ``i`` is, and back (docs/formats.md, "Samples").
 
     Global indices count samples over all ranks and have no end: epoch follows epoch.
     """
@@ -120,16 +120,17 @@ class SampleOrder:
         slots = self._by_epoch("mixture", self.samples_per_epoch, epochs, positions)
         subsets = (np.searchsorted(self.starts, slots, side="right") - 1).astype(np.int64)
         samples = np.empty_like(indices)
-        for number in np.unique(subsets):
-            share = self.shares[number]
+        for number, share in enumerate(self.shares):
             chosen = subsets == number
+            if not chosen.any():
+                continue
             draws = epochs[chosen] * share.quota + slots[chosen] - self.starts[number]
             subset_epochs, places = np.divmod(draws, share.samples)
             samples[chosen] = self._by_epoch(share.label, share.samples, subset_epochs, places)
         return subsets, samples
 
     def indices_of(self, subset: int, sample: int, *, first: int = 0, until: int) -> list[int]:
-        """Return every global index in ``first <= i < until`` at which a subset's sample is read, ascending."""
+        """Return, ascending, the global indices in ``first <= i < until`` at which a sample is read."""
         share = self.shares[subset]
         if share.quota == 0 or until <= first:
             return []

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,89 +23,60 @@ from mobillama.core.records import MANIFEST, read_jsonl, read_manifest, write_ma
 
 from . import minhash
 from .corpus import KIND, SPLITS
-from .execution import Run, Stage, runner
+from .execution import Stage, runner
 from .recipe import CorpusSection
 from .selection import DecideDocuments, MatchBand
-from .shards import CompressHeldout, PlannedDocuments, TokeniseDocuments, planned_shards
+from .shards import CompressHeldout, PlannedDocuments, TokeniseDocuments
 from .sources import Unit, plan_units
-from .staging import FilterDocuments, ReadDocuments, StageDocuments, read_folder
+from .staging import FilterDocuments, ReadDocuments, StageDocuments
 from .vocabulary import MakeTokenizer, token_dtype
+from .workplace import Step, Workplace
 
 MB = 1e6
 PLACES = {"directory", "root", "workers", "executor"}
 """What says where and how to work, not what to make: kept out of the manifest."""
 
 
-def prepare(section: CorpusSection, origin: str = "") -> Path:
+def prepare(section: CorpusSection) -> Path:
     """Make the corpus a recipe describes and return its directory.
 
     A corpus that is there already, made from the same recipe and inputs, is left as it is. After a stop or a
     crash the same call redoes only unfinished tasks. Equal inputs give equal bytes, whatever the workers.
 
-    Arguments:
-        origin: name of the recipe, for messages.
-
     Raises:
         UserError: bad input, a path that names nothing, or a directory that holds something else.
     """
-    section = section.model_copy(
-        update={"directory": section.directory.absolute(), "root": section.root.absolute()}
-    )
+    places = {"directory": section.directory.absolute(), "root": section.root.absolute()}
+    section = section.model_copy(update=places)
     units = plan_units(section)
     if is_prepared(section, units):
         return section.directory
-    work = section.directory.with_name(f".{section.directory.name}.preparing")
-    with atomic.exclusive(work):
+    work = Workplace(section.directory.with_name(f".{section.directory.name}.preparing"))
+    with atomic.exclusive(work.root):
         resume_or_clear(work, section, units)
-        with runner(section, work) as run:
-            run_stages(run, section, units, work)
+        with runner(section, work.root) as run:
+            run_stages(run, section, work)
         with atomic.atomic_directory(section.directory) as directory:
-            assemble(directory, section, units, work)
-        shutil.rmtree(work)
+            assemble(directory, section, work)
+        shutil.rmtree(work.root)
     return section.directory
 
 
-def run_stages(run: Run, section: CorpusSection, units: list[Unit], work: Path) -> None:
+def run_stages(run: Callable[[Stage], None], section: CorpusSection, work: Workplace) -> None:
     """Run every stage; finished tasks are skipped."""
-    read = [step(work, section, units) for step in (ReadDocuments, FilterDocuments, StageDocuments)]
-    run(Stage("reading", "reading documents", read, [unit.size_bytes / MB for unit in units]))
-    run(
-        Stage(
-            "matching",
-            "finding near-duplicates",
-            [MatchBand(work, len(units))],
-            [1.0] * minhash.BANDS,
-            "bands",
-        )
-    )
-    run(Stage("deciding", "choosing documents", [DecideDocuments(work, section, units)], [1.0], "tasks"))
-    run(
-        Stage(
-            "vocabulary", "learning the vocabulary", [MakeTokenizer(work, section.tokenizer)], [1.0], "tasks"
-        )
-    )
-    tokenise = TokeniseDocuments(
-        work / "shards", work / "tokenizer" / "tokenizer.json", section.tokenizer.end_of_text
-    )
-    shards = planned_shards(work)
-    run(
-        Stage(
-            "tokenising",
-            "tokenising",
-            [PlannedDocuments(work), tokenise],
-            [s.size_bytes / MB for s in shards],
-        )
-    )
-    names = section.names
-    run(
-        Stage(
-            "comparing",
-            "compressing held-out text",
-            [CompressHeldout(work, names)],
-            [1.0] * len(names),
-            "subsets",
-        )
-    )
+
+    def steps(*kinds: type[Step]) -> list[Step]:
+        return [kind(work.root, section) for kind in kinds]
+
+    sizes = [unit.size_bytes / MB for unit in work.units()]
+    run(Stage("reading", "reading", steps(ReadDocuments, FilterDocuments, StageDocuments), sizes, "MB"))
+    run(Stage("matching", "finding near-duplicates", steps(MatchBand), [1.0] * minhash.BANDS, "bands"))
+    run(Stage("deciding", "choosing documents", steps(DecideDocuments), [1.0], "tasks"))
+    run(Stage("learning", "learning the vocabulary", steps(MakeTokenizer), [1.0], "tasks"))
+    sizes = [shard.size_bytes / MB for shard in work.shards()]
+    run(Stage("tokenising", "tokenising", steps(PlannedDocuments, TokeniseDocuments), sizes, "MB"))
+    subsets = [1.0] * len(section.names)
+    run(Stage("comparing", "compressing held-out text", steps(CompressHeldout), subsets, "subsets"))
 
 
 def is_prepared(section: CorpusSection, units: list[Unit]) -> bool:
@@ -142,93 +114,95 @@ def software() -> dict[str, str | None]:
     return {name: installed_version(name) for name in ("mobillama", "tokenizers", "zstandard")}
 
 
-def resume_or_clear(work: Path, section: CorpusSection, units: list[Unit]) -> None:
-    """Keep what an attempt at the same corpus left in ``work``; clear what another one left."""
-    task_list = [
-        [unit.source, unit.hub_shard, unit.hub_shards, [vars(f) for f in unit.files]] for unit in units
-    ]
-    key = canonical_json({"recipe": content(section), "tasks": task_list, "software": software()})
-    path = work / "key.json"
+def resume_or_clear(work: Workplace, section: CorpusSection, units: list[Unit]) -> None:
+    """Keep what an attempt at the same corpus left; clear what another one left."""
+    files = [[unit.source, unit.hub_shard, unit.hub_shards, [vars(f) for f in unit.files]] for unit in units]
+    key = canonical_json({"recipe": content(section), "units": files, "software": software()})
+    path = work.root / "key.json"
     if path.exists() and path.read_text(encoding="utf-8") == key:
         return
-    for entry in work.iterdir():
-        if entry.name == ".lock":
-            continue
+    for entry in work.folder().iterdir():
         if entry.is_dir():
             shutil.rmtree(entry)
-        else:
+        elif entry.name != ".lock":
             entry.unlink()
+    work.save_units(units)
     atomic.write_text(path, key)
 
 
-def assemble(directory: Path, section: CorpusSection, units: list[Unit], work: Path) -> None:
+def assemble(directory: Path, section: CorpusSection, work: Workplace) -> None:
     """Put shards, tokenizer and records in their places and write the manifest."""
-    shards = planned_shards(work)
-    for task, shard in enumerate(shards):
+    for task, shard in enumerate(work.shards()):
         for suffix in ("tokens", "documents"):
-            place = directory / shard.split / shard.subset / f"{shard.number:05d}.{suffix}"
-            place.parent.mkdir(parents=True, exist_ok=True)
-            link(work / "shards" / f"{task:05d}.{suffix}", place)
-    for file in (work / "tokenizer").iterdir():
-        (directory / "tokenizer").mkdir(exist_ok=True)
+            source = work.folder("shards") / f"{task:05d}.{suffix}"
+            link(source, directory / shard.split / shard.subset / f"{shard.number:05d}.{suffix}")
+    for file in work.folder("tokenizer").iterdir():
         link(file, directory / "tokenizer" / file.name)
-    folders = [read_folder(work, task) for task in range(len(units))]
+    folders = [work.read(task) for task in range(len(work.units()))]
     join(
-        [folder / "dropped.jsonl" for folder in folders] + [work / "plan" / "dropped.jsonl"],
-        directory / "dropped.jsonl",
+        [*(folder / "dropped.jsonl" for folder in folders), work.folder("plan") / "dropped.jsonl"], directory
     )
-    join([folder / "quarantine.jsonl" for folder in folders], directory / "quarantine.jsonl")
-    write_manifest(directory, KIND, **facts(directory, section, units, work))
+    join([folder / "quarantine.jsonl" for folder in folders], directory)
+    write_manifest(directory, KIND, **facts(directory, section, work))
 
 
-def facts(directory: Path, section: CorpusSection, units: list[Unit], work: Path) -> dict[str, Any]:
+def facts(directory: Path, section: CorpusSection, work: Workplace) -> dict[str, Any]:
     """Return what the manifest records beside its files; nothing in it depends on time or machine."""
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer" / "tokenizer.json"))
-    vocab_size = tokenizer.get_vocab_size()
-    dtype = token_dtype(vocab_size)
-    subsets: dict[str, Any] = {
-        name: {split: {"documents": 0, "tokens": 0, "size_bytes": 0} for split in SPLITS}
-        for name in section.names
-    }
-    for task, shard in enumerate(planned_shards(work)):
-        counts = subsets[shard.subset][shard.split]
-        counts["documents"] += shard.documents
-        counts["size_bytes"] += shard.size_bytes
-        counts["tokens"] += (work / "shards" / f"{task:05d}.tokens").stat().st_size // dtype.itemsize
-    dropped = Counter((line["subset"], line["reason"]) for line in read_jsonl(directory / "dropped.jsonl"))
-    quarantined = Counter(line["subset"] for line in read_jsonl(directory / "quarantine.jsonl"))
-    heldout: dict[str, Any] = {}
-    for number, name in enumerate(section.names):
-        subsets[name]["dropped"] = {
-            reason: n for (subset, reason), n in sorted(dropped.items()) if subset == name
-        }
-        subsets[name]["quarantined"] = quarantined[name]
-        compressed = json.loads((work / "compressed" / f"{number:05d}.json").read_text(encoding="utf-8"))
-        if compressed["bytes"]:
-            heldout[name] = {"documents": subsets[name]["heldout"]["documents"]} | compressed
+    vocab_size, end_of_text = tokenizer.get_vocab_size(), section.tokenizer.end_of_text
     inputs = [
         entry
-        for task in range(len(units))
-        for entry in json.loads((read_folder(work, task) / "inputs.json").read_text(encoding="utf-8"))
+        for task in range(len(work.units()))
+        for entry in json.loads((work.read(task) / "inputs.json").read_text(encoding="utf-8"))
     ]
+    heldout: dict[str, Any] = {}
+    for number, name in enumerate(section.names):
+        compressed = (work.folder("compressed") / f"{number:05d}.json").read_text(encoding="utf-8")
+        heldout[name] = json.loads(compressed)
     return {
         "recipe": content(section),
         "software": software(),
         "inputs": inputs,
         "tokenizer": {
             "vocab_size": vocab_size,
-            "end_of_text": section.tokenizer.end_of_text,
-            "end_of_text_id": tokenizer.token_to_id(section.tokenizer.end_of_text),
-            "dtype": dtype.str,
+            "end_of_text": end_of_text,
+            "end_of_text_id": tokenizer.token_to_id(end_of_text),
+            "dtype": token_dtype(vocab_size).str,
         },
-        "subsets": subsets,
-        "heldout": heldout,
+        "subsets": subset_counts(directory, section, work, token_dtype(vocab_size).itemsize),
+        "heldout": {name: sizes for name, sizes in heldout.items() if sizes["bytes"]},
     }
 
 
-def join(sources: list[Path], target: Path) -> None:
-    """Write files one after another into ``target``."""
-    with target.open("wb") as out:
+def subset_counts(
+    directory: Path, section: CorpusSection, work: Workplace, token_bytes: int
+) -> dict[str, dict[str, Any]]:
+    """Return, by subset, what went into each split and how much was dropped and put in quarantine."""
+    dropped = Counter((line["subset"], line["reason"]) for line in read_jsonl(directory / "dropped.jsonl"))
+    quarantined = Counter(line["subset"] for line in read_jsonl(directory / "quarantine.jsonl"))
+    counts: dict[str, dict[str, Any]] = {
+        name: {
+            **{split: {"documents": 0, "tokens": 0, "size_bytes": 0} for split in SPLITS},
+            "dropped": {reason: n for (subset, reason), n in sorted(dropped.items()) if subset == name},
+            "quarantined": quarantined[name],
+        }
+        for name in section.names
+    }
+    for task, shard in enumerate(work.shards()):
+        tokens = (work.folder("shards") / f"{task:05d}.tokens").stat().st_size // token_bytes
+        split = counts[shard.subset][shard.split]
+        for key, value in (
+            ("documents", shard.documents),
+            ("tokens", tokens),
+            ("size_bytes", shard.size_bytes),
+        ):
+            split[key] += value
+    return counts
+
+
+def join(sources: list[Path], directory: Path) -> None:
+    """Write files of one name one after another into a file of that name in ``directory``."""
+    with (directory / sources[0].name).open("wb") as out:
         for source in sources:
             with source.open("rb") as file:
                 shutil.copyfileobj(file, out)
@@ -236,6 +210,7 @@ def join(sources: list[Path], target: Path) -> None:
 
 def link(source: Path, target: Path) -> None:
     """Give a finished file its second name; a copy where the file system cannot."""
+    target.parent.mkdir(parents=True, exist_ok=True)
     with suppress(OSError):
         os.link(source, target)
         return

@@ -1,4 +1,5 @@
 """Which documents are worth keeping: each filter names why it drops one."""
+# pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false
 
 from functools import cache
 from typing import Any

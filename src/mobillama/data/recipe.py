@@ -1,4 +1,4 @@
-"""The parts of a recipe that this package reads: ``[corpus]`` (what to prepare) and ``[data]`` (how to read it)."""
+"""The parts of a recipe this package reads: ``[corpus]``, what to prepare, and ``[data]``, how to read it."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,7 +9,7 @@ from mobillama.core.config import Section
 
 Kind = Literal["jsonl", "parquet", "text", "directory", "hub", "stdlib"]
 SubsetName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
-Share = Annotated[float, Field(ge=0, le=1)]
+Proportion = Annotated[float, Field(ge=0, le=1)]
 
 MIB = 1 << 20
 
@@ -19,7 +19,7 @@ class SubsetSection(Section):
 
     name: SubsetName
     kind: Kind
-    paths: list[str] = []
+    paths: tuple[str, ...] = ()
     """Files (or folders, for ``directory``), relative to ``corpus.root``; ``*`` and ``**`` are patterns."""
     pattern: str = "**/*"
     """For ``directory``: which files of a folder are documents."""
@@ -66,13 +66,13 @@ class FilterSection(Section):
     """Which documents are worth keeping, ``[corpus.filters]``."""
 
     min_bytes: Annotated[int, Field(ge=1)] = 100
-    max_duplicate_lines: Share = 0.5
+    max_duplicate_lines: Proportion = 0.5
     """Most of a text, by characters, that may stand in lines seen before in it (MassiveText's measure)."""
-    max_duplicate_ngrams: Share = 0.5
+    max_duplicate_ngrams: Proportion = 0.5
     """Most of a text's word 5-grams that may have occurred before in it."""
-    languages: list[str] = []
+    languages: tuple[str, ...] = ()
     """Codes such as ``en``; empty keeps every language. Needs fastText's model, which is downloaded once."""
-    language_threshold: Share = 0.65
+    language_threshold: Proportion = 0.65
 
 
 class DeduplicationSection(Section):
@@ -80,8 +80,8 @@ class DeduplicationSection(Section):
 
     exact: bool = True
     near: bool = True
-    """MinHash over word 5-grams, 14 bands of 8: pairs of Jaccard similarity 0.72 are found half of the time or
-    more. Switched off, it still keeps copies of held-out documents out of training."""
+    """MinHash over word 5-grams in 14 bands of 8: finds most pairs of Jaccard similarity above 0.72.
+    Switched off, what is like a held-out document still stays out of training."""
 
 
 class TokenizerSection(Section):
@@ -89,7 +89,7 @@ class TokenizerSection(Section):
 
     vocab_size: Annotated[int, Field(ge=257)] = 32_000
     sample_bytes: PositiveInt = 64 * MIB
-    """Most training text the merges are learnt from; small subsets give all they have, large ones equal parts."""
+    """Most training text that merges are learnt from; subsets give equal parts, small ones all they have."""
     path: Path | None = None
     """A ``tokenizer.json`` to use as it is; ``vocab_size`` is then its own."""
     end_of_text: str = "<|endoftext|>"
@@ -158,7 +158,7 @@ class DataSection(Section):
     document_mask: bool = False
     """Attention and positions restart at each document."""
     weights: dict[str, Annotated[float, Field(ge=0)]] | None = None
-    """Share of the samples by subset; they need not sum to one. One mixture epoch is as long as the corpus."""
+    """Share of the samples by subset; need not sum to one. One mixture epoch is as long as the corpus."""
     epochs: dict[str, Annotated[float, Field(ge=0)]] | None = None
     """Passes over each subset in one mixture epoch; one pass over everything when neither is given."""
 

@@ -63,7 +63,7 @@ class Samples:
         length = self.sequence_length
         tokens = np.empty((len(samples), length + 1), dtype=np.int64)
         for row, (subset, sample) in enumerate(zip(subsets, samples, strict=True)):
-            stream = self.corpus.tokens(self.corpus.subsets[subset])
+            stream = self.corpus.tokens(self.corpus.subsets[int(subset)])
             tokens[row] = stream.read(int(sample) * length, int(sample) * length + length + 1)
         batch = {"input_ids": tokens[:, :-1].copy(), "labels": tokens[:, 1:].copy()}
         if self.section.document_mask:
@@ -73,7 +73,7 @@ class Samples:
     def documents(self, index: int) -> list[Span]:
         """Return what a sample is made of: its documents in order, with the tokens of each that it holds."""
         subsets, samples = self.locate([index])
-        stream = self.corpus.tokens(self.corpus.subsets[subsets[0]])
+        stream = self.corpus.tokens(self.corpus.subsets[int(subsets[0])])
         first = int(samples[0]) * self.sequence_length
         stop = first + self.sequence_length + 1
         return [
@@ -116,13 +116,12 @@ def quotas_of(section: DataSection, counts: dict[str, int], *, where: str) -> di
             raise UserError(f"data.{key}: {where} has no subset {name}{hint}")
         if mixture[name] and not counts[name]:
             raise UserError(
-                f"data.{key}: subset {name} has fewer than sequence_length + 1 = {section.sequence_length + 1} "
-                "tokens; take a shorter sequence_length, or give it 0"
+                f"data.{key}: subset {name} has no sample of {section.sequence_length + 1} tokens; "
+                "take a shorter data.sequence_length, or give it 0"
             )
-    if (section.weights or section.epochs) and (left_out := [name for name in counts if name not in mixture]):
-        raise UserError(
-            f"data.{key} does not name {', '.join(left_out)}; give each a number (0 leaves it out)"
-        )
+    left_out = [name for name in counts if name not in mixture]
+    if left_out and (section.weights or section.epochs):
+        raise UserError(f"data.{key} does not name {', '.join(left_out)}; 0 leaves a subset out")
     if section.weights is None:
         quotas = {name: round(mixture.get(name, 0.0) * count) for name, count in counts.items()}
     else:

@@ -1,19 +1,18 @@
 """What becomes of each document: duplicate, held out, or training; decided in one place, for all workers.
 
 Documents are numbered in reading order (task, row). Of documents that say the same the first stays, whatever
-subset it is in. Held-out documents are whole groups in the order of a hash, until a subset has its bytes; what
-is like them is never in training.
+subset it is in. Held-out documents are whole groups in the order of a hash, until a subset has its bytes;
+what is like them is never in training.
 """
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
 
-import json
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-from datatrove.data import DocumentsPipeline
-from datatrove.pipeline.base import PipelineStep
+from datatrove.data import Document
 from numpy.typing import NDArray
 
 from mobillama.core.hashing import canonical_json
@@ -21,8 +20,8 @@ from mobillama.core.hashing import canonical_json
 from . import minhash
 from .corpus import SPLITS, Split
 from .recipe import CorpusSection
-from .sources import Unit
-from .staging import dropped_line, index_column, open_arrow, read_folder
+from .staging import dropped_line
+from .workplace import Shard, Step, Workplace
 
 TARGET_SHARE = 0.1
 MOST_SHARE = 0.5
@@ -31,62 +30,45 @@ Flags = NDArray[np.bool_]
 Numbers = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Shard:
-    """One shard to write: which documents go in stands in ``plan/NNNNN.npy``."""
-
-    subset: str
-    split: Split
-    number: int
-    documents: int
-    size_bytes: int
-
-
-class MatchBand(PipelineStep):
+class MatchBand(Step):
     """One task for each MinHash band: which documents share a key there."""
 
-    type = "DECIDE"
-    name = "near-duplicates"
+    name = "match"
 
-    def __init__(self, work: Path, tasks: int):
-        super().__init__()
-        self.work = work
-        self.tasks = tasks
-
-    def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
-        keys = index_column(self.work, self.tasks, f"band_{rank:02d}")
-        path = self.work / "match" / f"{rank:02d}.npy"
-        path.parent.mkdir(exist_ok=True)
-        np.save(path, minhash.pairs_of_equal(keys))
+    def run(
+        self, data: Iterator[Document] | None = None, rank: int = 0, world_size: int = 1
+    ) -> Iterator[Document]:
+        keys = self.work.index_column(f"band_{rank:02d}")
+        np.save(self.work.folder("match") / f"{rank:02d}.npy", minhash.pairs_of_equal(keys))
         yield from ()
 
 
-class DecideDocuments(PipelineStep):
+class DecideDocuments(Step):
     """The one task that decides, and plans the shards."""
 
-    type = "DECIDE"
-    name = "selection"
+    name = "decide"
 
-    def __init__(self, work: Path, section: CorpusSection, units: list[Unit]):
-        super().__init__()
-        self.work = work
-        self.section = section
-        self.units = units
-
-    def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
-        plan = self.work / "plan"
-        plan.mkdir(exist_ok=True)
-        documents = Documents.load(self.work, self.section, self.units)
-        matches = [np.load(self.work / "match" / f"{band:02d}.npy") for band in range(minhash.BANDS)]
+    def run(
+        self, data: Iterator[Document] | None = None, rank: int = 0, world_size: int = 1
+    ) -> Iterator[Document]:
+        documents = Documents.load(self.work, self.section)
+        matches = [np.load(self.work.folder("match") / f"{band:02d}.npy") for band in range(minhash.BANDS)]
         fates = decide(documents, np.concatenate(matches), self.section)
         write_dropped(self.work, documents, fates, self.section.names)
         shards: list[Shard] = []
-        for subset in range(len(self.section.names)):
+        contents: list[Numbers] = []
+        for subset, name in enumerate(self.section.names):
             for split in SPLITS:
-                shards += plan_shards(documents, fates, (subset, split), self.section, plan, len(shards))
-        chosen = tokenizer_sample(documents, fates, self.section)
-        np.save(plan / "tokenizer.npy", documents.rows(chosen))
-        (plan / "shards.json").write_text(json.dumps([asdict(shard) for shard in shards]), encoding="utf-8")
+                numbers = np.flatnonzero(fates.of(split) & (documents.subset == subset))
+                for number, chosen in enumerate(
+                    packed(numbers, documents.size_bytes, self.section.shard_bytes)
+                ):
+                    size_bytes = int(documents.size_bytes[chosen].sum())
+                    shards.append(Shard(name, split, number, len(chosen), size_bytes))
+                    contents.append(documents.rows(chosen))
+        self.work.save_plan(shards, contents)
+        sample = tokenizer_sample(documents, fates, self.section)
+        np.save(self.work.folder("plan") / "tokenizer.npy", documents.rows(sample))
         yield from ()
 
 
@@ -103,18 +85,16 @@ class Documents:
     """Number of each reading task's first document, and their count at the end."""
 
     @classmethod
-    def load(cls, work: Path, section: CorpusSection, units: list[Unit]) -> "Documents":
+    def load(cls, work: Workplace, section: CorpusSection) -> "Documents":
         """Read what the reading stage left."""
-        tasks = len(units)
-        counts = [
-            open_arrow(read_folder(work, task) / "index.arrow").read_all().num_rows for task in range(tasks)
-        ]
+        units = work.units()
+        counts = [work.index(task).num_rows for task in range(len(units))]
         subsets = [section.names.index(section.subsets[unit.source].name) for unit in units]
-        digests = np.frombuffer(b"".join(index_column(work, tasks, "sha256")), dtype="<u8")
+        digests = np.frombuffer(b"".join(work.index_column("sha256")), dtype="<u8")
         return cls(
             subset=np.repeat(np.array(subsets, dtype=np.int64), counts),
-            size_bytes=index_column(work, tasks, "size_bytes").astype(np.int64),
-            group=index_column(work, tasks, "group").astype(np.uint64),
+            size_bytes=work.index_column("size_bytes"),
+            group=work.index_column("group"),
             digest=digests.astype(np.uint64).reshape(-1, 4)[:, :2],
             first_of_task=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         )
@@ -141,31 +121,29 @@ class Fates:
 
 
 def decide(documents: Documents, near_pairs: Numbers, section: CorpusSection) -> Fates:
-    """Return the fate of every document."""
+    """Return the fate of every document; ``near_pairs`` (n, 2) are those that share a MinHash band."""
     count = len(documents.subset)
     exact_pairs = minhash.pairs_of_equal(documents.digest[:, 1], documents.digest[:, 0])
     first_equal = minhash.components(count, exact_pairs)
     first_like = minhash.components(count, np.concatenate([exact_pairs, near_pairs]))
-    numbers, reason = np.arange(count), np.full(count, None, dtype=object)
-    like = numbers.copy()
+    numbers = np.arange(count)
+    kept, like = np.ones(count, dtype=bool), numbers.copy()
+    reason = np.full(count, "", dtype=object)
 
     def drop(which: Flags, why: str, first: Numbers) -> None:
-        which = which & (reason == None)  # noqa: E711 - elementwise
-        reason[which] = why
-        like[which] = first[which]
+        which = which & kept
+        reason[which], like[which], kept[which] = why, first[which], False
 
     if section.deduplication.exact:
         drop(first_equal != numbers, "exact_duplicate", first_equal)
     if section.deduplication.near:
         drop(first_like != numbers, "near_duplicate", first_like)
-    kept = reason == None  # noqa: E711
     heldout = choose_heldout(documents, kept, section)
-    # With deduplication on nothing is left to do here; without it a copy of a held-out text goes.
-    one_held_out = np.full(count, -1, dtype=np.int64)
-    one_held_out[first_like[heldout]] = numbers[heldout]
-    copies = kept & ~heldout & (one_held_out[first_like] >= 0)
-    drop(copies, "like_heldout", one_held_out[first_like])
-    return Fates(kept & ~heldout & ~copies, heldout, reason, like)
+    # After deduplication none is left; without it, what is like a held-out document goes.
+    held_out_like = np.full(count, -1, dtype=np.int64)
+    held_out_like[first_like[heldout]] = numbers[heldout]
+    drop((held_out_like[first_like] >= 0) & ~heldout, "like_heldout", held_out_like[first_like])
+    return Fates(kept & ~heldout, heldout, reason, like)
 
 
 def choose_heldout(documents: Documents, kept: Flags, section: CorpusSection) -> Flags:
@@ -175,11 +153,12 @@ def choose_heldout(documents: Documents, kept: Flags, section: CorpusSection) ->
     A tenth of a subset is enough whatever its target, and no group is taken that would make it half.
     """
     names = section.names
-    totals = np.bincount(documents.subset[kept], documents.size_bytes[kept], minlength=len(names))
+    subset, size_bytes = documents.subset[kept], documents.size_bytes[kept]
+    totals = np.bincount(subset, size_bytes, minlength=len(names))
     targets = np.minimum([section.heldout_target(name) for name in names], totals * TARGET_SHARE)
     groups, member_of = np.unique(documents.group[kept], return_inverse=True)
     sizes = np.zeros((len(groups), len(names)))
-    np.add.at(sizes, (member_of, documents.subset[kept]), documents.size_bytes[kept])
+    np.add.at(sizes, (member_of, subset), size_bytes)
     held, taken = np.zeros(len(names)), np.zeros(len(groups), dtype=bool)
     for number, size in enumerate(sizes):
         wanting = held < targets
@@ -193,27 +172,12 @@ def choose_heldout(documents: Documents, kept: Flags, section: CorpusSection) ->
     return heldout
 
 
-def plan_shards(
-    documents: Documents,
-    fates: Fates,
-    where: tuple[int, Split],
-    section: CorpusSection,
-    plan: Path,
-    first: int,
-) -> list[Shard]:
-    """Plan the shards of one subset and split: consecutive documents, ``shard_bytes`` of text or one document."""
-    subset, split = where
-    numbers = np.flatnonzero(fates.of(split) & (documents.subset == subset))
-    sizes = documents.size_bytes[numbers]
-    shard_of = np.unique((np.cumsum(sizes) - sizes) // section.shard_bytes, return_inverse=True)[1]
-    shards: list[Shard] = []
-    for number in range(int(shard_of.max(initial=-1)) + 1):
-        chosen = shard_of == number
-        np.save(plan / f"{first + number:05d}.npy", documents.rows(numbers[chosen]))
-        shards.append(
-            Shard(section.names[subset], split, number, int(chosen.sum()), int(sizes[chosen].sum()))
-        )
-    return shards
+def packed(numbers: Numbers, size_bytes: Numbers, limit_bytes: int) -> list[Numbers]:
+    """Split documents into consecutive runs, one for each ``limit_bytes`` of their joined text."""
+    sizes = size_bytes[numbers]
+    run_of = (np.cumsum(sizes) - sizes) // limit_bytes
+    runs = np.split(numbers, np.flatnonzero(np.diff(run_of)) + 1)
+    return [run for run in runs if len(run)]
 
 
 def tokenizer_sample(documents: Documents, fates: Fates, section: CorpusSection) -> Numbers:
@@ -221,21 +185,18 @@ def tokenizer_sample(documents: Documents, fates: Fates, section: CorpusSection)
 
     Every subset gives an equal part; what a small one cannot give, the larger ones share.
     """
-    names = section.names
-    available = np.bincount(
-        documents.subset[fates.train], documents.size_bytes[fates.train], minlength=len(names)
-    )
-    parts = equal_parts(available, section.tokenizer.sample_bytes)
+    subset, size_bytes = documents.subset[fates.train], documents.size_bytes[fates.train]
+    available = np.bincount(subset, size_bytes, minlength=len(section.names))
     chosen: list[Numbers] = []
-    for subset, part in enumerate(parts):
-        numbers = np.flatnonzero(fates.train & (documents.subset == subset))
-        shuffled = numbers[np.argsort(documents.digest[numbers, 0], kind="stable")]
+    for number, part in enumerate(equal_parts(available, section.tokenizer.sample_bytes)):
+        members = np.flatnonzero(fates.train & (documents.subset == number))
+        shuffled = members[np.argsort(documents.digest[members, 0], kind="stable")]
         sizes = documents.size_bytes[shuffled]
         chosen.append(shuffled[np.cumsum(sizes) - sizes < part])
     return np.sort(np.concatenate(chosen))
 
 
-def equal_parts(available: NDArray[np.float64], total: float) -> NDArray[np.float64]:
+def equal_parts(available: NDArray[Any], total: float) -> NDArray[np.float64]:
     """Return how much each takes when ``total`` is shared equally and none can take more than it has."""
     parts, left = np.zeros(len(available)), float(total)
     for rank, number in enumerate(np.argsort(available, kind="stable")):
@@ -244,28 +205,24 @@ def equal_parts(available: NDArray[np.float64], total: float) -> NDArray[np.floa
     return parts
 
 
-def write_dropped(work: Path, documents: Documents, fates: Fates, subset_names: list[str]) -> None:
+def write_dropped(work: Workplace, documents: Documents, fates: Fates, subset_names: list[str]) -> None:
     """Write a line for each document that deciding drops, naming the one it is like."""
-    names = Identities(documents, work)
-    with (work / "plan" / "dropped.jsonl").open("w", encoding="utf-8") as file:
-        for number in np.flatnonzero(~fates.train & ~fates.heldout):
+    numbers = np.flatnonzero(~fates.train & ~fates.heldout)
+    ids = identities(work, documents, np.unique(np.concatenate([numbers, fates.like[numbers]])))
+    with (work.folder("plan") / "dropped.jsonl").open("w", encoding="utf-8") as file:
+        for number in numbers:
             subset = subset_names[documents.subset[number]]
-            detail = f"like {names[int(fates.like[number])]}"
-            line = dropped_line(names[int(number)], subset, fates.reason[number], detail)
+            detail = f"like {ids[int(fates.like[number])]}"
+            line = dropped_line(ids[int(number)], subset, fates.reason[number], detail)
             file.write(canonical_json(line) + "\n")
 
 
-class Identities:
-    """The ids of documents by number, looked up in the staged indexes."""
-
-    def __init__(self, documents: Documents, work: Path):
-        self._documents = documents
-        self._work = work
-        self._columns: dict[int, pa.ChunkedArray] = {}
-
-    def __getitem__(self, number: int) -> str:
-        task, row = (int(value) for value in self._documents.rows(np.array([number]))[0])
-        if task not in self._columns:
-            self._columns[task] = open_arrow(read_folder(self._work, task) / "index.arrow").read_all()["id"]
-        value: Any = self._columns[task][row]
-        return value.as_py()
+def identities(work: Workplace, documents: Documents, numbers: Numbers) -> dict[int, str]:
+    """Return the ids of documents by number."""
+    found: dict[int, str] = {}
+    rows = documents.rows(numbers)
+    for task in np.unique(rows[:, 0]):
+        here = rows[:, 0] == task
+        ids = work.index(int(task))["id"].take(rows[here, 1]).to_pylist()
+        found |= dict(zip(numbers[here].tolist(), ids, strict=True))
+    return found

@@ -1,91 +1,67 @@
 """From documents to shards: flat token files, each with its document table."""
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
 
 import hashlib
 import json
 import lzma
 import os
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import zstandard
-from datatrove.data import Document, DocumentsPipeline
-from datatrove.pipeline.base import PipelineStep
+from datatrove.data import Document
 from tokenizers import Tokenizer
 
-from .selection import Shard
-from .staging import in_batches, staged_documents, sync
+from .pieces import encoder
 from .vocabulary import token_dtype
+from .workplace import Step, sync
 
 TABLE_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("source", pa.string()),
-        ("license", pa.string()),
-        ("offset", pa.int64()),
-        ("length", pa.int64()),
-        ("size_bytes", pa.int64()),
-        ("sha256", pa.string()),
-    ]
+    [(name, pa.string()) for name in ("id", "source", "license")]
+    + [(name, pa.int64()) for name in ("offset", "length", "size_bytes")]
+    + [("sha256", pa.string())]
 )
 ZSTD_LEVEL = 19
 
 
-def planned_shards(work: Path) -> list[Shard]:
-    """Return the shards that the deciding stage planned."""
-    return [
-        Shard(**values) for values in json.loads((work / "plan" / "shards.json").read_text(encoding="utf-8"))
-    ]
-
-
-class PlannedDocuments(PipelineStep):
+class PlannedDocuments(Step):
     """Yields the staged documents that go into this task's shard."""
 
-    type = "READ"
-    name = "planned documents"
+    name = "planned"
 
-    def __init__(self, work: Path):
-        super().__init__()
-        self.work = work
-
-    def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
-        yield from staged_documents(self.work, np.load(self.work / "plan" / f"{rank:05d}.npy"))
+    def run(
+        self, data: Iterator[Document] | None = None, rank: int = 0, world_size: int = 1
+    ) -> Iterator[Document]:
+        yield from self.work.documents(f"{rank:05d}")
 
 
-class TokeniseDocuments(PipelineStep):
-    """Writes the shard of this task: ``OUT/RANK.tokens`` and ``OUT/RANK.documents``."""
+class TokeniseDocuments(Step):
+    """Writes the shard of this task: ``shards/NNNNN.tokens`` and ``shards/NNNNN.documents``."""
 
-    type = "TOKENIZER"
-    name = "shards"
+    name = "tokenise"
 
-    def __init__(self, out: Path, tokenizer: Path, end_of_text: str):
-        super().__init__()
-        self.out = out
-        self.tokenizer = tokenizer
-        self.end_of_text = end_of_text
-
-    def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
+    def run(self, data: Iterator[Document] | None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         assert data is not None
-        os.environ["TOKENIZERS_PARALLELISM"] = "true"
-        tokenizer = Tokenizer.from_file(str(self.tokenizer))
-        tokenizer.encode_special_tokens = True  # text that spells a special token stays text
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # other tasks have the other processors
+        tokenizer = Tokenizer.from_file(str(self.work.folder("tokenizer") / "tokenizer.json"))
         dtype = token_dtype(tokenizer.get_vocab_size())
-        end = np.array([tokenizer.token_to_id(self.end_of_text)], dtype=dtype)
+        end = np.array(tokenizer.token_to_id(self.section.tokenizer.end_of_text), dtype=dtype).tobytes()
+        encode = encoder(tokenizer, dtype)
         table: dict[str, list[Any]] = {name: [] for name in TABLE_SCHEMA.names}
         offset = 0
-        self.out.mkdir(exist_ok=True)
-        with (self.out / f"{rank:05d}.tokens").open("wb") as file:
-            for batch in in_batches(data):
-                encodings = tokenizer.encode_batch_fast([d.text for d in batch], add_special_tokens=False)
-                for document, encoding in zip(batch, encodings, strict=True):
-                    tokens = np.array(encoding.ids, dtype=dtype)
-                    file.write(tokens.tobytes())
-                    file.write(end.tobytes())
-                    add_row(table, document, offset, len(tokens) + 1)
-                    offset += len(tokens) + 1
+        with (self.work.folder("shards") / f"{rank:05d}.tokens").open("wb") as file:
+            for document in data:
+                tokens = encode(document.text) + end
+                file.write(tokens)
+                length = len(tokens) // dtype.itemsize
+                for column, value in table_row(document, offset, length).items():
+                    table[column].append(value)
+                offset += length
             sync(file)
-        with (self.out / f"{rank:05d}.documents").open("wb") as file:
+        with (self.work.folder("shards") / f"{rank:05d}.documents").open("wb") as file:
             with pa.ipc.new_file(file, TABLE_SCHEMA) as writer:
                 # One batch, so that a reader finds a document by bisecting the mapped offsets.
                 writer.write_batch(pa.RecordBatch.from_pydict(table, TABLE_SCHEMA))
@@ -93,43 +69,39 @@ class TokeniseDocuments(PipelineStep):
         yield from ()
 
 
-def add_row(table: dict[str, list[Any]], document: Document, offset: int, length: int) -> None:
-    """Append a document to the columns of the table."""
+def table_row(document: Document, offset: int, length: int) -> dict[str, Any]:
+    """Return a document's row of the table."""
     text = document.text.encode()
-    table["id"].append(document.id)
-    table["source"].append(document.metadata["source"])
-    table["license"].append(document.metadata["license"])
-    table["offset"].append(offset)
-    table["length"].append(length)
-    table["size_bytes"].append(len(text))
-    table["sha256"].append(hashlib.sha256(text).hexdigest())
+    return {
+        "id": document.id,
+        "source": document.metadata["source"],
+        "license": document.metadata["license"],
+        "offset": offset,
+        "length": length,
+        "size_bytes": len(text),
+        "sha256": hashlib.sha256(text).hexdigest(),
+    }
 
 
-class CompressHeldout(PipelineStep):
+class CompressHeldout(Step):
     """One task a subset: what general compressors need for its held-out text, to compare a model with."""
 
-    type = "COMPARE"
-    name = "compressors"
+    name = "compress"
 
-    def __init__(self, work: Path, subsets: list[str]):
-        super().__init__()
-        self.work = work
-        self.subsets = subsets
-
-    def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
-        name = self.subsets[rank]
+    def run(
+        self, data: Iterator[Document] | None = None, rank: int = 0, world_size: int = 1
+    ) -> Iterator[Document]:
         text = b"".join(
             document.text.encode()
-            for task, shard in enumerate(planned_shards(self.work))
-            if shard.subset == name and shard.split == "heldout"
-            for document in staged_documents(self.work, np.load(self.work / "plan" / f"{task:05d}.npy"))
+            for task, shard in enumerate(self.work.shards())
+            if shard.subset == self.section.names[rank] and shard.split == "heldout"
+            for document in self.work.documents(f"{task:05d}")
         )
         result = {
             "bytes": len(text),
             "xz_bytes": len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME)),
             "zstd_bytes": len(zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(text)),
         }
-        folder = self.work / "compressed"
-        folder.mkdir(exist_ok=True)
-        (folder / f"{rank:05d}.json").write_text(json.dumps(result), encoding="utf-8")
+        path = self.work.folder("compressed") / f"{rank:05d}.json"
+        path.write_text(json.dumps(result), encoding="utf-8")
         yield from ()

@@ -1,4 +1,4 @@
-"""Where documents come from: which files a recipe names, what one task reads, and bytes out of any compression."""
+"""Where documents come from: the files a recipe names, what one task reads, bytes out of any compression."""
 
 import gzip
 import io

@@ -6,6 +6,7 @@ authors; these stand in the modules' text and so travel with the documents.
 
 import ast
 import inspect
+import os
 import platform
 import sysconfig
 import tokenize
@@ -18,15 +19,7 @@ from mobillama.core.errors import UserError
 LICENSE = "PSF-2.0"
 TOPICS = "pydoc_data/topics.py"
 # Tests are not what a library says or does; the rest is generated from the machine or installed by others.
-LEFT_OUT_FOLDERS = {
-    "test",
-    "tests",
-    "idle_test",
-    "site-packages",
-    "dist-packages",
-    "__pycache__",
-    "turtledemo",
-}
+LEFT_OUT_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 LEFT_OUT_PREFIXES = ("_sysconfigdata", "test_", "_test")
 
 
@@ -41,17 +34,16 @@ def module_files() -> list[str]:
     Raises:
         UserError: this Python keeps its library elsewhere than in source files.
     """
-    root = folder()
-    names = [
-        name.as_posix()
-        for path in root.rglob("*.py")
-        if not LEFT_OUT_FOLDERS.intersection((name := PurePosixPath(path.relative_to(root))).parts)
-        and not name.name.startswith(LEFT_OUT_PREFIXES)
-    ]
+    names: list[str] = []
+    for place, folders, files in os.walk(folder()):
+        folders[:] = [name for name in folders if name not in LEFT_OUT_FOLDERS]
+        names += [
+            Path(place, name).relative_to(folder()).as_posix()
+            for name in files
+            if name.endswith(".py") and not name.startswith(LEFT_OUT_PREFIXES)
+        ]
     if not names:
-        raise UserError(
-            f"{root}: this Python has no source files of its standard library; use another Python"
-        )
+        raise UserError(f"{folder()}: no source files of the standard library here; use another Python")
     return sorted(names)
 
 
@@ -82,14 +74,16 @@ def topics() -> dict[str, str]:
 
 
 def _described(node: ast.AST, name: str) -> Iterator[str]:
-    documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-    text = ast.get_docstring(node, clean=False) if documented else None
-    if text and text.strip():
-        yield f"{name}\n\n{inspect.cleandoc(text)}"
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.ClassDef):
-            yield from _described(child, f"{name}.{child.name}")
-        elif isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
-            yield from _described(child, f"{name}.{child.name}({ast.unparse(child.args)})")
-        else:
-            yield from _described(child, name)
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        text = inspect.cleandoc(ast.get_docstring(node, clean=False) or "")
+        if text:
+            yield f"{name}\n\n{text}"
+    # Only statements hold definitions; expressions, most of the tree, are not looked at.
+    for block in ("body", "orelse", "handlers", "finalbody"):
+        for child in getattr(node, block, []):
+            if isinstance(child, ast.ClassDef):
+                yield from _described(child, f"{name}.{child.name}")
+            elif isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield from _described(child, f"{name}.{child.name}({ast.unparse(child.args)})")
+            elif isinstance(child, ast.stmt | ast.ExceptHandler):
+                yield from _described(child, name)

@@ -1,4 +1,5 @@
 """The tokenizer of a corpus: a byte-level BPE learnt from training text alone, or one that exists."""
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
 
 import json
 import os
@@ -6,37 +7,32 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from datatrove.data import DocumentsPipeline
-from datatrove.pipeline.base import PipelineStep
+from datatrove.data import Document
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from mobillama.core.errors import UserError
 
 from .recipe import TokenizerSection
-from .staging import staged_documents
+from .workplace import Step
 
 SMALL_VOCABULARY = 1 << 16
 
 
-class MakeTokenizer(PipelineStep):
+class MakeTokenizer(Step):
     """The one task that writes ``tokenizer/``."""
 
-    type = "TOKENIZER"
     name = "vocabulary"
 
-    def __init__(self, work: Path, section: TokenizerSection):
-        super().__init__()
-        self.work = work
-        self.section = section
-
-    def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
-        os.environ["TOKENIZERS_PARALLELISM"] = "true"  # this stage has one task, and the machine to itself
-        rows = np.load(self.work / "plan" / "tokenizer.npy")
-        if self.section.path is not None:
-            tokenizer = open_tokenizer(self.section.path, self.section.end_of_text)
+    def run(
+        self, data: Iterator[Document] | None = None, rank: int = 0, world_size: int = 1
+    ) -> Iterator[Document]:
+        os.environ["TOKENIZERS_PARALLELISM"] = "true"  # the stage has one task: the machine is its own
+        section = self.section.tokenizer
+        if section.path is not None:
+            tokenizer = open_tokenizer(section.path, section.end_of_text)
         else:
-            tokenizer = train_tokenizer((d.text for d in staged_documents(self.work, rows)), self.section)
-        write_tokenizer(tokenizer, self.section.end_of_text, self.work / "tokenizer")
+            tokenizer = train_tokenizer((d.text for d in self.work.documents("tokenizer")), section)
+        write_tokenizer(tokenizer, section.end_of_text, self.work.folder("tokenizer"))
         yield from ()
 
 
@@ -67,17 +63,16 @@ def open_tokenizer(path: Path, end_of_text: str) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception for any reason
-        raise UserError(f"{path}: not a tokenizer.json ({error})") from None
-    if tokenizer.token_to_id(end_of_text) is None:
         raise UserError(
-            f"{path}: has no token {end_of_text!r}; set corpus.tokenizer.end_of_text to the one it has"
-        )
+            f"{path}: not a tokenizer.json ({error}); give corpus.tokenizer.path another"
+        ) from None
+    if tokenizer.token_to_id(end_of_text) is None:
+        raise UserError(f"{path}: has no token {end_of_text!r}; set corpus.tokenizer.end_of_text to its own")
     return tokenizer
 
 
 def write_tokenizer(tokenizer: Tokenizer, end_of_text: str, folder: Path) -> None:
     """Write the two files that transformers' ``AutoTokenizer`` reads."""
-    folder.mkdir(exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     configuration = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -90,6 +85,6 @@ def write_tokenizer(tokenizer: Tokenizer, end_of_text: str, folder: Path) -> Non
     (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
 
 
-def token_dtype(vocab_size: int) -> np.dtype[np.uint16] | np.dtype[np.uint32]:
+def token_dtype(vocab_size: int) -> "np.dtype[np.uint16] | np.dtype[np.uint32]":
     """Return how tokens are stored: little-endian, two bytes while they suffice."""
     return np.dtype("<u2") if vocab_size <= SMALL_VOCABULARY else np.dtype("<u4")
