@@ -55,7 +55,7 @@ class Store:
         return [step for step in self.steps() if step in states]
 
     def save(self, state: TrainingState, corpus: Corpus, facts: dict[str, Any]) -> str | None:
-        """Write state and checkpoint of the present step; return the checkpoint's identity on the leading rank.
+        """Write state and checkpoint of this step; return the checkpoint's identity, on the leading rank.
 
         ``facts`` goes into the manifest. All ranks must call it.
         """

@@ -1,7 +1,7 @@
 """Held-out text: bits per byte by subset, beside what general compressors need for it."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,7 +86,7 @@ def batched(windows: Iterator[tuple[np.ndarray, int]], size: int) -> Iterator[tu
         yield np.stack(rows), finished
 
 
-def weighted(results: dict[str, dict[str, float]], shares: dict[str, float]) -> float:
+def weighted(results: dict[str, dict[str, float]], shares: Mapping[str, float]) -> float:
     """Return bits per byte averaged over the subsets by their share of the training mixture."""
     total = sum(shares[subset] for subset in results)
     return sum(result["bits_per_byte"] * shares[subset] for subset, result in results.items()) / total

@@ -21,7 +21,7 @@ from .schedule import BatchPlan
 from .state import TrainingState
 
 
-class NotFinite(UserError):
+class NotFiniteError(UserError):
     """A loss or gradient that is not a number; the weights are still those of the step before."""
 
 
@@ -92,7 +92,7 @@ def run(
     """Take optimizer steps until ``until``, or until ``after_step`` returns True.
 
     Raises:
-        NotFinite: a loss or gradient was; the state is that of the step before.
+        NotFiniteError: a loss or gradient was; the state is that of the step before.
     """
     compute = Compute(objective, Precision(plan.recipe.train.precision, state.world.device), plan.recipe)
     stepping = ahead(batches, plan.ranges(state.step + 1, until))
@@ -106,7 +106,7 @@ def run(
         if not bool(torch.isfinite(loss) & torch.isfinite(norm)):
             state.model.zero_grad(set_to_none=True)
             first = plan.batch.first_sample(step)
-            raise NotFinite(
+            raise NotFiniteError(
                 f"step {step}: loss {float(loss)}, gradient norm {float(norm)}; its documents: "
                 + "; ".join(batches.describe(first, count)[:8])
             )

@@ -1,14 +1,18 @@
-"""Many processes: FSDP2 with every shared FFN as a unit of its own, and full states gathered for checkpoints."""
+"""Many processes: FSDP2 with each shared FFN as a unit of its own, and whole tensors for checkpoints."""
 
 import os
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from mobillama.model import MobiLlamaForCausalLM
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -17,7 +21,7 @@ class World:
 
     rank: int = 0
     size: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
 
     @property
     def leads(self) -> bool:
@@ -52,7 +56,7 @@ def start() -> World:
     return World(dist.get_rank(), dist.get_world_size(), device)
 
 
-def shard(model: nn.Module, world: World) -> None:
+def shard(model: MobiLlamaForCausalLM, world: World) -> None:
     """Shard weights, gradients and optimizer state over the ranks.
 
     The FFNs come first and are units of their own: inside a layer's unit a shared FFN would be gathered

@@ -101,7 +101,7 @@ class EvaluateSection(Section):
 class SampleSection(Section):
     """What the model is asked to continue at each checkpoint, ``[sample]``."""
 
-    prompts: list[str] = []
+    prompts: tuple[str, ...] = ()
     tokens: PositiveInt = 48
     temperature: Annotated[float, Field(ge=0)] = 0.7
 

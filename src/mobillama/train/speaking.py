@@ -21,7 +21,7 @@ def complete(model: MobiLlamaForCausalLM, corpus: Corpus, prompt: str, section: 
         if section.temperature
         else {"do_sample": False}
     )
-    written = model.generate(
+    written = model.generate(  # pyright: ignore[reportAttributeAccessIssue]
         torch.tensor([ids], device=device),
         attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=device),
         max_new_tokens=section.tokens,

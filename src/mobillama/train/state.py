@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mobillama.model import MobiLlamaForCausalLM
 
@@ -26,7 +26,7 @@ class TrainingState:
     step: int = 0
     average: Tensors = field(default_factory=dict)
 
-    def names(self) -> dict[nn.Parameter, str]:
+    def names(self) -> dict[Tensor, str]:
         """Return the name of each weight."""
         return {weight: name for name, weight in self.model.named_parameters()}
 
@@ -82,7 +82,8 @@ def build(recipe: Recipe, vocab_size: int, end_of_text_id: int, world: parallel.
     """Return the state before the first step: the same weights from the same seed on any number of ranks."""
     torch.manual_seed(recipe.seed)
     config = recipe.model.config(vocab_size, bos_token_id=end_of_text_id, eos_token_id=end_of_text_id)
-    model = MobiLlamaForCausalLM(config).to(world.device).train()
+    model = MobiLlamaForCausalLM(config).train()
+    model.to(world.device)  # pyright: ignore[reportArgumentType, reportCallIssue]
     if recipe.train.checkpoint_activations:
         model.gradient_checkpointing_enable()
     parallel.shard(model, world)

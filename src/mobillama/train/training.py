@@ -2,6 +2,7 @@
 
 import json
 import time
+import tomllib
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from . import heldout, loop, parallel, speaking
 from . import state as states
 from .batches import TokenBatches
 from .checkpoints import Store
-from .loop import NotFinite, Plan, Step
+from .loop import NotFiniteError, Plan, Step
 from .metrics import Meter, Recorder
 from .objectives import NextToken
 from .precision import Precision
@@ -105,8 +106,8 @@ def open_session(loaded: Loaded[Recipe], world: parallel.World) -> Session:
     corpus = Corpus(recipe.corpus.directory)
     if recipe.model.max_position_embeddings < recipe.data.sequence_length:
         raise UserError(
-            f"data.sequence_length = {recipe.data.sequence_length} is more than the model's "
-            f"max_position_embeddings = {recipe.model.max_position_embeddings}; raise the one or lower the other"
+            f"data.sequence_length = {recipe.data.sequence_length} is over model.max_position_embeddings = "
+            f"{recipe.model.max_position_embeddings}; raise that or lower this"
         )
     return Session(
         loaded,
@@ -132,9 +133,7 @@ def begin(session: Session) -> Plan:
         refuse_other_recipe(run, recipe)
         facts = json.loads((run / PLAN).read_text(encoding="utf-8"))
         if facts["corpus"] != session.corpus.identity:
-            raise UserError(
-                f"{recipe.corpus.directory} is not the corpus {run} began with; restore it or take another run_dir"
-            )
+            raise UserError(f"{recipe.corpus.directory} is not the corpus that {run} began with; restore it")
         if facts["threads"] != torch.get_num_threads():
             torch.set_num_threads(facts["threads"])
     else:
@@ -195,8 +194,6 @@ def write_beginning(session: Session, facts: dict[str, Any]) -> None:
 
 def refuse_other_recipe(run: Path, recipe: Recipe) -> None:
     """Stop if the run began with other values than the recipe now has, but for harmless ones."""
-    import tomllib
-
     began = tomllib.loads((run / "run.toml").read_text(encoding="utf-8"))
     now = recipe.model_dump(mode="json", exclude_none=True)
     for dotted in sorted({*leaves(began), *leaves(now)}):
@@ -233,7 +230,7 @@ def follow(session: Session, plan: Plan) -> None:
                 until=plan.total_steps,
                 after_step=between,
             )
-        except NotFinite as fault:
+        except NotFiniteError as fault:
             between.checkpoint()
             session.note("stop", reason=str(fault))
             raise
