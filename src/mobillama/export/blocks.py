@@ -28,7 +28,7 @@ class BlockFormat:
 
     Attributes:
         low, high: the least and greatest level.
-        divisors: scales are tried that put the largest value on these levels, between which others fall better.
+        divisors: the levels, whole or not, that the largest value is tried to be put on.
     """
 
     name: str

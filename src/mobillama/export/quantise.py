@@ -17,11 +17,12 @@ from mobillama.model.loading import load_language_model
 
 from . import metadata, plan
 from .calibration import calibrate as calibrate_model
+from .layout import STOCK_ARCHITECTURE
 from .rounding import Rounding, StoredTensor
 
 KIND = "device file"
 DEFAULT_TYPE = "mixed"
-ARCHITECTURE, STOCK_ARCHITECTURE = "mobillama", "llama"
+ARCHITECTURE = "mobillama"
 
 
 @dataclass(frozen=True)

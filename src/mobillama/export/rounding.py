@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 from . import gptq, stock
 from .blocks import BLOCK, FORMATS, BlockFormat, dequantise
 from .calibration import Calibration
+from .layout import permuted
 from .plan import TypePlan, device_name
 
 PLAIN = {"f32": np.float32, "f16": np.float16}
@@ -67,7 +68,7 @@ class Rounding:
             if tensor.name.endswith(("attn_q.weight", "attn_k.weight")):
                 query = tensor.name.endswith("attn_q.weight")
                 heads = config.num_attention_heads if query else config.num_key_value_heads
-                data = stock.permuted(tensor.data, heads)
+                data = permuted(tensor.data, heads)
                 tensor = StoredTensor(tensor.name, tensor.type, data, tensor.relative_error)
             yield tensor
         for layer in range(config.num_hidden_layers):

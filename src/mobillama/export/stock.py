@@ -2,8 +2,6 @@
 
 from collections.abc import Iterator
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedConfig
 
@@ -27,11 +25,3 @@ def layer_ffn(
         if part == "down" and gain is not None:
             matrix = matrix.float() * gain.float()  # the gain scales down_proj's inputs: its columns
         yield f"blk.{layer}.ffn_{part}.weight", weight, matrix
-
-
-def permuted(rows: NDArray[np.generic], heads: int) -> NDArray[np.generic]:
-    """Return the rows of q or k in llama.cpp's order: rotary pairs side by side, not half a head apart.
-
-    Rows are moved whole, so they may be values or quantised bytes.
-    """
-    return rows.reshape(heads, 2, len(rows) // heads // 2, -1).swapaxes(1, 2).reshape(rows.shape)

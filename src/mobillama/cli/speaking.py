@@ -1,0 +1,164 @@
+"""What ``generate`` and ``chat`` share: opening a model by any handle, options, and Ctrl-C."""
+
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mobillama import engine
+from mobillama.core.errors import UserError, require_extra
+
+DEVICE_FILE = ".gguf"
+
+
+def open_model(model: str, *, threads: int | None = None, kv_type: str = "q8_0") -> engine.LanguageModel:
+    """Return the language model of a device file, a checkpoint, a run or a model folder.
+
+    Raises:
+        UserError: there is no model there.
+    """
+    if model.endswith(DEVICE_FILE):
+        return engine.load(Path(model), threads=threads, kv_type=kv_type)
+    require_extra("train", "torch", "transformers")
+    return open_checkpoint(model, threads)
+
+
+def open_checkpoint(model: str, threads: int | None) -> engine.LanguageModel:
+    """Return the language model of a directory of weights, computed by torch."""
+    import torch
+
+    from mobillama.model import TorchSession
+    from mobillama.model.checkpoint import locate
+    from mobillama.model.loading import load_language_model
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    directory = locate(model)
+    weights = load_language_model(directory)
+    return engine.LanguageModel(
+        name=directory.name,
+        tokenizer=engine.read_tokenizer(directory),
+        open_session=lambda: TorchSession(weights),
+        chat_template=read_chat_template(directory),
+    )
+
+
+def read_chat_template(directory: Path) -> str | None:
+    """Return the chat template in a model folder, as a file of its own or in the tokenizer's settings."""
+    path = directory / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    settings = directory / "tokenizer_config.json"
+    return (
+        json.loads(settings.read_text(encoding="utf-8")).get("chat_template") if settings.is_file() else None
+    )
+
+
+def options(
+    *,
+    max_tokens: int | None,
+    stop: list[str] | None,
+    json_schema: str | None,
+    regex: str | None,
+    logprobs: int | None,
+    context_shift: bool,
+    speculate: bool,
+    **sampling: Any,
+) -> engine.GenerationOptions:
+    """Return generation options from the command line's.
+
+    Raises:
+        UserError: a value is out of bounds, or two exclude each other.
+    """
+    if json_schema is not None and regex is not None:
+        raise UserError("--json-schema and --regex exclude each other; give one")
+    constraint = None
+    if json_schema is not None:
+        constraint = engine.json_schema(json_schema)
+    elif regex is not None:
+        constraint = engine.regex(regex)
+    return engine.GenerationOptions(
+        max_tokens=max_tokens,
+        stop=tuple(stop or ()),
+        sampling=engine.Sampling(**sampling),
+        logprobs=logprobs,
+        context_shift=context_shift,
+        speculate=speculate,
+        constraint=constraint,
+    )
+
+
+class Interruption:
+    """Whether Ctrl-C was pressed since an answer began; pressed twice, it ends the program."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __call__(self) -> bool:
+        return self.asked
+
+    def press(self, *_: object) -> None:
+        """Take note of Ctrl-C."""
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+@contextmanager
+def ctrl_c_stops_the_answer() -> Iterator[Interruption]:
+    """Turn Ctrl-C into an answer's early end while the body runs."""
+    interruption = Interruption()
+    before = signal.signal(signal.SIGINT, interruption.press)
+    try:
+        yield interruption
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def generate(
+    model: engine.LanguageModel, prompt: str, chosen: engine.GenerationOptions, prompt_cache: Path | None
+) -> None:
+    """Write the continuation of ``prompt`` to standard output as it arrives, and why it ended."""
+    text = sys.stdin.read() if prompt == "-" else prompt
+    if prompt_cache is not None and prompt_cache.exists():
+        model.cache.load(prompt_cache, model.identity)
+    finish = None
+    with ctrl_c_stops_the_answer() as interrupted:
+        for event in model.generate(text, chosen, interrupted=interrupted):
+            if chosen.logprobs is not None:
+                print(json.dumps(as_json(model, event), ensure_ascii=False))
+            else:
+                print(event.text, end="", flush=True)
+            finish = event.finish
+    if chosen.logprobs is None:
+        print()
+    if note := FINISH_NOTES.get(finish or ""):
+        print(f"[{note}]", file=sys.stderr)
+    if prompt_cache is not None:
+        model.cache.truncate(min(model.cache.position, len(model.tokenizer.encode(text))))
+        model.cache.save(prompt_cache, model.identity)
+
+
+FINISH_NOTES = {
+    "length": "stopped at --max-tokens",
+    "context": "the context is full; --context-shift goes on",
+    "interrupted": "stopped",
+}
+
+
+def as_json(model: engine.LanguageModel, event: engine.Event) -> dict[str, Any]:
+    """Return one token with its alternatives as plain values."""
+
+    def spelt(token: int) -> str:
+        return model.tokenizer.token_bytes(token).decode("utf-8", errors="replace")
+
+    return {
+        "token": event.token,
+        "text": None if event.token is None else spelt(event.token),
+        "logprob": event.logprob,
+        "top": [{"token": a.token, "text": spelt(a.token), "logprob": a.logprob} for a in event.alternatives],
+        "finish": event.finish,
+    }

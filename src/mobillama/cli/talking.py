@@ -1,0 +1,74 @@
+"""``mobillama chat``: a conversation in the terminal."""
+
+import sys
+import time
+
+from rich.console import Console
+
+from mobillama import engine
+from mobillama.core.errors import UserError
+
+from .speaking import FINISH_NOTES, ctrl_c_stops_the_answer
+
+PROMPT = "> "
+HELP = "/new begins again, /exit or Ctrl-D ends, Ctrl-C stops an answer"
+
+
+def converse(model: engine.LanguageModel, options: engine.GenerationOptions, system: str | None) -> None:
+    """Read questions and write answers until the input ends."""
+    console = Console(highlight=False)
+    context = model.cache.session.context_length
+    console.print(f"[bold]{model.name}[/bold]  [dim]{context} tokens of context. {HELP}[/dim]")
+    if model.chat_template is None:
+        console.print(
+            "[dim]This model brings no chat template: it continues a plain User:/Assistant: dialogue.[/dim]"
+        )
+    conversation = engine.Conversation.begin(model, options, system=system)
+    while (question := ask(console)) is not None:
+        if question == "/new":
+            conversation.forget()
+            console.print("[dim]A new conversation.[/dim]")
+        elif question in ("/exit", "/quit"):
+            return
+        elif question.startswith("/"):
+            console.print(f"[dim]{HELP}[/dim]")
+        elif question:
+            answer(console, conversation, question)
+
+
+def ask(console: Console) -> str | None:
+    """Return the next line the user types, None when the input ends; Ctrl-C empties the line."""
+    console.print()
+    try:
+        # input() and not console.input(): only readline knows the prompt's width.
+        line = input(f"\001\033[1;36m\002{PROMPT}\001\033[0m\002" if console.is_terminal else "")
+    except EOFError:
+        if console.is_terminal:
+            console.print()
+        return None
+    except KeyboardInterrupt:
+        console.print(f"  [dim]{HELP}[/dim]")
+        return ""
+    return line.strip()
+
+
+def answer(console: Console, conversation: engine.Conversation, question: str) -> None:
+    """Stream one answer, then a line that says how fast it was and why it ended if not by itself."""
+    started_at, first_at, tokens, finish = time.monotonic(), None, 0, None
+    try:
+        with ctrl_c_stops_the_answer() as interrupted:
+            for event in conversation.ask(question, interrupted):
+                text = event.text.lstrip() if first_at is None else event.text
+                if text and first_at is None:
+                    first_at = time.monotonic()
+                tokens += event.token is not None
+                finish = event.finish
+                sys.stdout.write(text)
+                sys.stdout.flush()
+    except UserError as error:
+        console.print(f"[red]{error}[/red]\n[dim]/new begins again.[/dim]")
+        return
+    elapsed_s = time.monotonic() - started_at
+    first = f"first after {first_at - started_at:.1f} s, " if first_at else ""
+    note = f", {FINISH_NOTES[finish]}" if finish in FINISH_NOTES else ""
+    console.print(f"\n[dim]{tokens} tokens, {first}{tokens / elapsed_s:.0f} tokens/s{note}[/dim]")
