@@ -7,6 +7,10 @@ from typing import Annotated
 
 import typer
 
+checkpoints = typer.Typer(
+    help="Keep hundreds of checkpoints: pack them without loss, and take them out again.",
+    no_args_is_help=True,
+)
 RunPath = Annotated[Path, typer.Argument(help="A run directory, as mobillama train wrote it.")]
 
 
@@ -17,6 +21,7 @@ def register(app: typer.Typer) -> None:
     app.command()(report)
     app.command()(card)
     app.command()(publish)
+    app.add_typer(checkpoints, name="checkpoint")
 
 
 def inspect(
@@ -101,3 +106,37 @@ def publish(
     require_extra("train", "huggingface_hub")
     done = publishing.publish(run, repo, license=license, read_back=read_back)
     typer.echo(f"{repo}: {len(done.sent)} revisions sent and checked, {len(done.present)} were there already")
+
+
+@checkpoints.command()
+def pack(
+    run: RunPath,
+    remove: Annotated[
+        bool, typer.Option("--remove", help="Then remove the folders that export back equal.")
+    ] = False,
+) -> None:
+    """Store each distinct tensor once, compressed without loss against the checkpoint before."""
+    from mobillama.core.errors import require_extra
+
+    require_extra("train", "zstandard")
+    from mobillama.lineage import store
+
+    done = store.pack(run, remove=remove)
+    share = f", {done.stored_bytes / done.size_bytes:.1%} of it" if done.size_bytes else ""
+    sizes = f"{done.size_bytes / 1e6:,.1f} MB became {done.stored_bytes / 1e6:,.1f} MB{share}"
+    typer.echo(f"{run / store.PACKED}: {len(done.steps)} checkpoints packed, {sizes}")
+
+
+@checkpoints.command()
+def export(
+    run: RunPath,
+    step: Annotated[int, typer.Argument(help="The step of a packed checkpoint.")],
+    out: Annotated[Path, typer.Option(help="The folder to write.")],
+) -> None:
+    """Write a packed checkpoint out as the model folder it was, bit for bit; plain transformers opens it."""
+    from mobillama.core.errors import require_extra
+
+    require_extra("train", "zstandard")
+    from mobillama.lineage import store
+
+    typer.echo(store.Store(run / store.PACKED).export(f"step-{step:08d}", out))

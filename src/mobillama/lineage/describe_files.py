@@ -79,6 +79,8 @@ def gguf_summary(header: GgufHeader) -> str:
 
 def ffns_text(layers: int | None, ffns: int | None) -> str:
     """Return how many layers use how many FFNs."""
+    if not ffns:
+        return f"{layers} layers"
     return f"{layers} layers with {ffns} {'FFN' if ffns == 1 else 'FFNs'}"
 
 

@@ -14,6 +14,7 @@ from mobillama.report.summary import summary
 from .describe_files import ffns_text, gguf, tensor_facts, values_of
 from .inspect import Description
 
+SHOWN_INPUTS = 6
 # Known facts of manifests that have a line of their own elsewhere.
 ELSEWHERE = {"kind", "format", "files", "digest", "source", "environment", "command", "parent", "recipe"}
 
@@ -107,7 +108,7 @@ def corpus(path: Path, record: dict[str, Any]) -> Description:
         facts=facts,
         configuration=flat(record["recipe"]) if isinstance(record.get("recipe"), dict) else {},
         made_by=made_by(record.get("source"), record.get("environment") or {}),
-        parents=[input_line(entry) for entry in record.get("inputs", [])],
+        parents=list(input_lines(record)),
     )
 
 
@@ -182,8 +183,17 @@ def corpus_lines(read: Run) -> Iterator[str]:
         yield f"a corpus that is not on this machine (looked in {places})"
         return
     yield f"corpus {read.corpus.path} ({read.corpus.sha256[:12]})"
-    for entry in read.corpus.manifest.get("inputs", []):
+    yield from input_lines(read.corpus.manifest)
+
+
+def input_lines(record: dict[str, Any]) -> Iterator[str]:
+    """Yield a corpus's inputs, a line each, and of many the first and their sum."""
+    inputs = record.get("inputs", [])
+    for entry in inputs[:SHOWN_INPUTS]:
         yield input_line(entry)
+    if len(inputs) > SHOWN_INPUTS:
+        total = sum(entry.get("size_bytes", 0) for entry in inputs)
+        yield f"... {len(inputs):,} files of documents in all, {size(total)}; its manifest names each"
 
 
 def input_line(entry: dict[str, Any]) -> str:

@@ -76,6 +76,8 @@ def check(path: Path) -> Verification:
     result.problems = [explained(problem, result.artifacts) for problem in result.problems]
     result.problems += duplicates(result.artifacts)
     for run in runs:
+        if (run / "packed").is_dir():
+            check_store(run / "packed", result)
         found = check_run(run)
         result.problems += found.problems
         result.notes += found.notes
@@ -136,6 +138,16 @@ def check_artifact(artifact: Path) -> tuple[dict[str, Any] | None, list[Problem]
             except UserError as error:
                 problems.append(as_problem(error, path))
     return record, problems
+
+
+def check_store(folder: Path, result: Verification) -> None:
+    """Decode everything in a run's packed store, where zstandard is installed."""
+    try:
+        from .store import Store
+    except ImportError:
+        result.notes.append(f"{folder}: not checked, this needs pip install 'mobillama[train]'")
+        return
+    result.problems += Store(folder).check()
 
 
 def as_problem(error: UserError, path: Path, *prefixes: Path) -> Problem:

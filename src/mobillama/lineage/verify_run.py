@@ -75,7 +75,25 @@ def held(run: Path, kind: str) -> list[Held]:
             found.append(Held(path, read_manifest(path, kind), manifest_hash(path)))
         except UserError:
             continue  # The artifact's own check names it.
+    if kind == "checkpoint":
+        found += packed(run, {one.path.name for one in found})
     return sorted(found, key=lambda one: one.record["step"])
+
+
+def packed(run: Path, unpacked: set[str]) -> list[Held]:
+    """Return the checkpoints that lie only in the run's packed store, by the manifests kept there."""
+    found = []
+    for path in run.glob("packed/step-*.json"):
+        if path.stem in unpacked or (run / "checkpoints" / path.stem).exists():
+            continue
+        try:
+            text = json.loads(path.read_text(encoding="utf-8"))["manifest"]
+            found.append(
+                Held(path.with_suffix(""), json.loads(text), hashlib.sha256(text.encode()).hexdigest())
+            )
+        except (ValueError, KeyError, TypeError, RecursionError):
+            continue  # The store's own check names it.
+    return found
 
 
 def check_records(run: Path, entries: list[dict[str, Any]]) -> list[Problem]:
@@ -162,11 +180,13 @@ def check_told(run: Path, checkpoints: list[Held], entries: list[dict[str, Any]]
     for step, sha256 in told.items():
         path = run / "checkpoints" / f"step-{step:08d}"
         there = by_folder.get(path.name)
-        if not path.exists():
+        if there is None and not path.exists():
             problems.append(Problem(path, "missing; the ledger tells of it"))
         elif there is not None and there.sha256 != sha256 and there.record["step"] == step:
             problems.append(
-                Problem(path / MANIFEST, f"has the hash {there.sha256[:12]}, the ledger says {sha256[:12]}")
+                Problem(
+                    there.path / MANIFEST, f"has the hash {there.sha256[:12]}, the ledger says {sha256[:12]}"
+                )
             )
     for one in checkpoints:
         if one.record["step"] not in told:

@@ -1,0 +1,288 @@
+"""A packed store of checkpoints: each distinct tensor once, compressed losslessly against the one before.
+
+    packed/objects/ab/abcd...     one tensor or file, named by the BLAKE3 of its bytes
+    packed/step-XXXXXXXX.json     a checkpoint: its own manifest, to the byte, and the objects of each file
+
+Objects come first and a checkpoint's record last, each written whole or not at all: a killed packing leaves
+at worst objects that nothing names yet, and the next one takes them over. Export gives back every byte, so
+the exported manifest has the hash that children and ledger know.
+"""
+
+import json
+import os
+import shutil
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from blake3 import blake3
+
+from mobillama.core import atomic
+from mobillama.core.errors import UserError
+from mobillama.core.progress import progress
+from mobillama.core.records import MANIFEST, Problem, check_files, digest, read_manifest, require_intact
+from mobillama.core.tensors import DTYPES, TensorFile
+
+from .encoding import Bits, decode, encode, read_header
+
+PACKED, OBJECTS = "packed", "objects"
+KEYFRAME_EVERY = 8
+"""A checkpoint in so many is packed by itself, so that an export decodes few others on its way."""
+CACHED_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What packing did."""
+
+    steps: list[str]
+    size_bytes: int
+    """Of the checkpoints as they were."""
+    stored_bytes: int
+    """What they added to the store."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of a file that becomes one object: its bytes, and the width of its values."""
+
+    name: str
+    data: Bits
+
+
+class Store:
+    """The packed checkpoints of a run."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._cache: OrderedDict[str, Bits] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def names(self) -> list[str]:
+        """Return the packed checkpoints in step order."""
+        return sorted(path.stem for path in self.folder.glob("step-*.json"))
+
+    def record(self, name: str) -> dict[str, Any]:
+        """Return a packed checkpoint's record: ``manifest`` (text), ``files`` (path -> objects), ``digest``.
+
+        Raises:
+            UserError: it is not packed here, or its record was changed.
+        """
+        path = self.folder / f"{name}.json"
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            if record["digest"] != digest(record):
+                raise ValueError("changed after it was written")
+        except FileNotFoundError:
+            known = ", ".join(self.names()) or "none"
+            raise UserError(f"{self.folder}: {name} is not packed here; packed: {known}") from None
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise UserError(f"{path}: not a packed checkpoint: {error}; restore it") from None
+        return record
+
+    def object_path(self, key: str) -> Path:
+        """Return where an object lies.
+
+        Raises:
+            UserError: the key is no hash, so it might lead anywhere.
+        """
+        if len(key) != 64 or not set(key) <= set("0123456789abcdef"):
+            raise UserError(f"{self.folder}: a record names the object {key!r}; do not use it")
+        return self.folder / OBJECTS / key[:2] / key
+
+    def add(self, checkpoint: Path, before: str | None) -> int:
+        """Pack one intact checkpoint, against the packed one called ``before``; return the bytes added."""
+        require_intact(checkpoint, "checkpoint")
+        earlier = self.record(before)["files"] if before else {}
+        files: dict[str, list[dict[str, str]]] = {}
+        added = 0
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for entry in read_manifest(checkpoint, "checkpoint")["files"]:
+                path = entry["path"]
+                bases = {piece["name"]: piece["object"] for piece in earlier.get(path, [])}
+                jobs = [(piece, bases.get(piece.name)) for piece in pieces(checkpoint / path)]
+                done = list(pool.map(lambda job: self._put(*job), jobs))
+                files[path] = [
+                    {"name": job[0].name, "object": key} for job, (key, _) in zip(jobs, done, strict=True)
+                ]
+                added += sum(size for _, size in done)
+        record: dict[str, Any] = {
+            "manifest": (checkpoint / MANIFEST).read_text(encoding="utf-8"),
+            "files": files,
+        }
+        record["digest"] = digest(record)
+        atomic.write_text(self.folder / f"{checkpoint.name}.json", json.dumps(record, indent=1) + "\n")
+        return added
+
+    def _put(self, piece: Piece, base: str | None) -> tuple[str, int]:
+        """Store a piece unless its content is there; return its key and the bytes that this took."""
+        key = content_hash(piece.data)
+        path = self.object_path(key)
+        if path.is_file():
+            return key, 0
+        other = self.get(base) if base else None
+        if other is not None and (other.shape != piece.data.shape or other.dtype != piece.data.dtype):
+            other = None
+        encoded = encode(piece.data, other, base)
+        with atomic.atomic_file(path) as partial:
+            partial.write_bytes(encoded)
+        return key, len(encoded)
+
+    def get(self, key: str) -> Bits:
+        """Return the content of an object, checked against its name.
+
+        Raises:
+            UserError: it, or one that it was packed against, is missing or damaged.
+        """
+        with self._lock:
+            if key in self._cache:
+                self._cache.move_to_end(key)
+                return self._cache[key]
+        chain, wanted = [], key
+        while True:
+            data = self._read(wanted)
+            chain.append((wanted, data))
+            base = read_header(data)[0].base
+            if base is None:
+                break
+            if any(base == seen for seen, _ in chain):
+                raise UserError(f"{self.object_path(key)}: is packed against itself; do not use it")
+            wanted = base
+        values: Bits | None = None
+        for name, data in reversed(chain):
+            try:
+                values = decode(data, values)
+            except UserError as error:
+                raise UserError(f"{self.object_path(name)}: {error}") from None
+            if content_hash(values) != name:
+                raise UserError(f"{self.object_path(name)}: content differs from its name; restore it")
+        assert values is not None
+        self._remember(key, values)
+        return values
+
+    def _read(self, key: str) -> bytes:
+        path = self.object_path(key)
+        try:
+            return path.read_bytes()
+        except OSError:
+            raise UserError(f"{path}: missing; restore it from a copy of the store") from None
+
+    def _remember(self, key: str, values: Bits) -> None:
+        with self._lock:
+            self._cache[key] = values
+            while sum(one.nbytes for one in self._cache.values()) > CACHED_BYTES and len(self._cache) > 1:
+                self._cache.popitem(last=False)
+
+    def export(self, name: str, out: Path) -> Path:
+        """Write a packed checkpoint out as the folder that it was, every byte the same, and return it.
+
+        Raises:
+            UserError: something in the store is missing or damaged; then nothing is written.
+        """
+        record = self.record(name)
+        with atomic.atomic_directory(out) as partial:
+            (partial / MANIFEST).write_text(record["manifest"], encoding="utf-8")
+            listed = {entry["path"] for entry in read_manifest(partial, "checkpoint")["files"]}
+            if listed != set(record["files"]):
+                raise UserError(f"{self.folder / name}.json: its files are not those of its manifest")
+            for path, parts in record["files"].items():
+                (partial / path).parent.mkdir(parents=True, exist_ok=True)
+                with (partial / path).open("wb") as file:
+                    for part in parts:
+                        file.write(self.get(part["object"]).tobytes())
+            if problems := check_files(partial):
+                raise UserError(
+                    f"{self.folder}: {name}: {problems[0].what} after unpacking; restore the store"
+                )
+        return out
+
+    def check(self) -> list[Problem]:
+        """Decode every object that a packed checkpoint names and name each that is damaged."""
+        problems: dict[str, Problem] = {}
+        keys: set[str] = set()
+        for name in self.names():
+            try:
+                files = self.record(name)["files"]
+                keys |= {part["object"] for parts in files.values() for part in parts}
+            except UserError as error:
+                problems[name] = Problem(self.folder / f"{name}.json", str(error).partition(": ")[2])
+        for key in sorted(keys):
+            try:
+                self.get(key)
+            except UserError as error:
+                # The message names the object at fault, which may be one that this was packed against.
+                place, _, what = str(error).partition(": ")
+                problems[place] = Problem(Path(place), what)
+        return list(problems.values())
+
+
+def pieces(path: Path) -> Iterator[Piece]:
+    """Yield the stretches of a file in order: header and tensors of safetensors, the whole of any other."""
+    if path.suffix != ".safetensors":
+        yield Piece("", np.frombuffer(path.read_bytes(), np.uint8))
+        return
+    file = TensorFile(path)
+    with path.open("rb") as handle:
+        yield Piece("", np.frombuffer(handle.read(file.data_start), np.uint8))
+    for name, tensor in sorted(file.tensors.items(), key=lambda item: (item[1].start, item[1].size_bytes)):
+        itemsize = np.dtype(DTYPES[tensor.dtype]).itemsize
+        yield Piece(name, np.asarray(file.raw(name)).reshape(-1).view(f"<u{itemsize}"))
+
+
+def pack(run: Path, *, remove: bool = False) -> Packed:
+    """Pack every checkpoint of a run that is not packed yet, oldest first.
+
+    Arguments:
+        remove: then remove the packed folders, each after its export was compared with it byte for byte;
+            the last checkpoint and those that training can resume from stay.
+
+    Raises:
+        UserError: there is no checkpoint, or one is not intact.
+    """
+    folders = sorted(path.parent for path in run.glob(f"checkpoints/step-*/{MANIFEST}"))
+    if not folders:
+        raise UserError(f"{run}: no checkpoint here to pack")
+    store = Store(run / PACKED)
+    done, size_bytes, stored_bytes = [], 0, 0
+    total = sum(total_bytes(folder) for folder in folders)
+    with progress(f"packing {run}", total / 1e6, "MB") as advance:
+        for number, folder in enumerate(folders):
+            names = store.names()
+            if folder.name not in names:
+                earlier = [name for name in names if name < folder.name]
+                keyframe = len(earlier) % KEYFRAME_EVERY == 0
+                stored_bytes += store.add(folder, None if keyframe else earlier[-1])
+                size_bytes += total_bytes(folder)
+                done.append(folder.name)
+            advance(sum(total_bytes(one) for one in folders[: number + 1]) / 1e6, folder.name)
+    if remove:
+        remove_packed(run, store, folders[:-1])
+    return Packed(done, size_bytes, stored_bytes)
+
+
+def remove_packed(run: Path, store: Store, folders: Iterable[Path]) -> None:
+    """Remove checkpoint folders whose export is proven equal; those with a resumable state stay."""
+    resumable = {path.parent.name for path in run.glob(f"states/*/{MANIFEST}")}
+    for folder in folders:
+        if folder.name in resumable:
+            continue
+        trial = store.export(folder.name, run / PACKED / f".{folder.name}.trial")
+        identical = (trial / MANIFEST).read_bytes() == (folder / MANIFEST).read_bytes()
+        shutil.rmtree(trial)
+        assert identical and not check_files(folder)
+        shutil.rmtree(folder)
+
+
+def content_hash(values: Bits) -> str:
+    """Return the BLAKE3 of an array's bytes."""
+    return blake3(values.view(np.uint8).data).hexdigest()
+
+
+def total_bytes(folder: Path) -> int:
+    """Return the bytes of a folder's files."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
