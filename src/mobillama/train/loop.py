@@ -132,7 +132,7 @@ class Compute:
         total = torch.zeros((), device=state.world.device)
         for batch in micro_batches:
             with self.precision.context():
-                losses, _ = self.objective(state.model, batch)
+                losses, _ = state.apply(self.objective, batch)
             (losses * (state.world.size / predictions)).backward()
             total += losses.detach().float()
         return state.world.total(total) / predictions

@@ -2,15 +2,19 @@
 
 import os
 from dataclasses import dataclass
+from types import MethodType
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mobillama.model import MobiLlamaForCausalLM
+
+from .objectives import Batch, Objective
 
 CPU = torch.device("cpu")
 
@@ -67,6 +71,15 @@ def shard(model: MobiLlamaForCausalLM, world: World) -> None:
     mesh = init_device_mesh(world.device.type, (world.size,))
     for unit in (*model.model.ffns, *model.model.layers, model):
         fully_shard(unit, mesh=mesh)
+    # An objective reaches into the model for hidden states and the head's weight; as a forward method of
+    # the root it finds them gathered.
+    model.apply_objective = MethodType(apply_objective, model)  # pyright: ignore[reportAttributeAccessIssue]
+    register_fsdp_forward_method(model, apply_objective.__name__)
+
+
+def apply_objective(model: Any, objective: Objective, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return the objective's sum of losses and number of predictions, whether the model is sharded or not."""
+    return objective(model, batch)
 
 
 def gather(value: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from mobillama.model import MobiLlamaForCausalLM
 
 from . import optimizers as optimizer_module
 from . import parallel
+from .objectives import Batch, Objective
 from .optimizers import Optimizers
 from .recipe import Recipe
 
@@ -29,6 +30,12 @@ class TrainingState:
     def names(self) -> dict[Tensor, str]:
         """Return the name of each weight."""
         return {weight: name for name, weight in self.model.named_parameters()}
+
+    def apply(self, objective: Objective, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return an objective's sum of losses and number of predictions on a micro-batch."""
+        if self.world.size == 1:
+            return objective(self.model, batch)
+        return self.model.apply_objective(objective, batch)  # pyright: ignore[reportCallIssue]
 
     def update(self) -> None:
         """Apply the gradients that have gathered: one optimizer step."""
