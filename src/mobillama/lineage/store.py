@@ -28,7 +28,7 @@ from mobillama.core.progress import progress
 from mobillama.core.records import MANIFEST, Problem, check_files, digest, read_manifest, require_intact
 from mobillama.core.tensors import DTYPES, TensorFile
 
-from .encoding import Bits, decode, encode, read_header
+from .encoding import HASH, Bits, decode, encode, read_header
 
 PACKED, OBJECTS = "packed", "objects"
 KEYFRAME_EVERY = 8
@@ -91,7 +91,7 @@ class Store:
         Raises:
             UserError: the key is no hash, so it might lead anywhere.
         """
-        if len(key) != 64 or not set(key) <= set("0123456789abcdef"):
+        if not HASH.fullmatch(key):
             raise UserError(f"{self.folder}: a record names the object {key!r}; do not use it")
         return self.folder / OBJECTS / key[:2] / key
 
@@ -145,13 +145,14 @@ class Store:
                 return self._cache[key]
         chain, wanted = [], key
         while True:
-            data = self._read(wanted)
+            data, base = self._read(wanted)
             chain.append((wanted, data))
-            base = read_header(data)[0].base
             if base is None:
                 break
             if any(base == seen for seen, _ in chain):
-                raise UserError(f"{self.object_path(key)}: is packed against itself; do not use it")
+                raise UserError(f"{self.object_path(wanted)}: is packed against itself; do not use it")
+            if not self.object_path(base).is_file():
+                raise UserError(f"{self.object_path(wanted)}: was packed against {base}, which is missing")
             wanted = base
         values: Bits | None = None
         for name, data in reversed(chain):
@@ -165,12 +166,16 @@ class Store:
         self._remember(key, values)
         return values
 
-    def _read(self, key: str) -> bytes:
+    def _read(self, key: str) -> tuple[bytes, str | None]:
+        """Return an object as it is stored, and the one that it was packed against."""
         path = self.object_path(key)
         try:
-            return path.read_bytes()
+            data = path.read_bytes()
+            return data, read_header(data)[0].base
         except OSError:
             raise UserError(f"{path}: missing; restore it from a copy of the store") from None
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
 
     def _remember(self, key: str, values: Bits) -> None:
         with self._lock:
