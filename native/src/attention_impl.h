@@ -46,15 +46,17 @@ struct HalfCache {
 
     // Kept in flight at once: few rows need several tiles, or each addition would wait for the one before.
     template <int R, int kTiles>
-    static void score_tiles(const std::uint16_t* keys, std::uint32_t head_dim, const float* q, std::uint32_t tile,
-                            ChunkRows<R>& scores) {
+    static void score_tiles(const std::uint16_t* keys, const std::uint16_t* values, std::uint32_t head_dim,
+                            const float* q, std::uint32_t tile, ChunkRows<R>& scores) {
         const std::size_t tile_size = std::size_t(head_dim) * 16;
         keys += tile * tile_size;
+        values += tile * tile_size;
         typename S::F sums[R * kTiles];
         unroll<R * kTiles>([&](auto i) MOBILLAMA_INLINE_LAMBDA { sums[i] = S::zero(); });
         for (std::uint32_t d = 0; d < head_dim; ++d) {
             unroll<kTiles>([&](auto k) MOBILLAMA_INLINE_LAMBDA {
                 const auto key = S::load_half(keys + k * tile_size + d * 16);
+                if (d % 2 == 0) prefetch(values + k * tile_size + d * 16);
                 unroll<R>([&](auto r) MOBILLAMA_INLINE_LAMBDA {
                     sums[r * kTiles + k] = S::fma(key, S::set1(q[d * R + r]), sums[r * kTiles + k]);
                 });
@@ -72,16 +74,17 @@ struct HalfCache {
                       ChunkRows<R>& scores) {
         constexpr int kTiles = R >= S::kScoreSums ? 1 : S::kScoreSums / R;
         const auto* keys = reinterpret_cast<const std::uint16_t*>(chunk + cache.keys);
+        const auto* values = reinterpret_cast<const std::uint16_t*>(chunk + cache.values);
         std::uint32_t tile = 0;
         for (; tile + kTiles <= tiles; tile += kTiles) {
-            score_tiles<R, kTiles>(keys, cache.head_dim, q.transposed, tile, scores);
+            score_tiles<R, kTiles>(keys, values, cache.head_dim, q.transposed, tile, scores);
         }
-        for (; tile < tiles; ++tile) score_tiles<R, 1>(keys, cache.head_dim, q.transposed, tile, scores);
+        for (; tile < tiles; ++tile) score_tiles<R, 1>(keys, values, cache.head_dim, q.transposed, tile, scores);
     }
 
     template <int R, int kFirst, int kRows>
-    static void weigh_rows(const std::uint16_t* values, std::uint32_t head_dim, std::uint32_t positions,
-                           const ChunkRows<R>& probabilities, float* out) {
+    static void weigh_rows(const std::uint16_t* values, const std::uint16_t* next_keys, std::uint32_t head_dim,
+                           std::uint32_t positions, const ChunkRows<R>& probabilities, float* out) {
         in_panels(head_dim, [&](auto width, std::uint32_t d) MOBILLAMA_INLINE_LAMBDA {
             constexpr int kWidth = decltype(width)::value;
             typename S::F sums[kRows * kWidth];
@@ -90,8 +93,10 @@ struct HalfCache {
             });
             for (std::uint32_t position = 0; position < positions; ++position) {
                 typename S::F value[kWidth];
+                const std::size_t at = std::size_t(position) * head_dim + d;
                 unroll<kWidth>([&](auto j) MOBILLAMA_INLINE_LAMBDA {
-                    value[j] = S::load_half(values + std::size_t(position) * head_dim + d + j * 16);
+                    value[j] = S::load_half(values + at + j * 16);
+                    if (kFirst == 0 && j % 2 == 0) prefetch(next_keys + at + j * 16);
                 });
                 unroll<kRows>([&](auto r) MOBILLAMA_INLINE_LAMBDA {
                     const auto p = S::set1(probabilities.rows[kFirst + r][position]);
@@ -107,12 +112,13 @@ struct HalfCache {
     }
 
     template <int R>
-    static void weigh(const HeadCache& cache, const std::byte* chunk, std::uint32_t positions,
-                      const ChunkRows<R>& probabilities, float* out) {
+    static void weigh(const HeadCache& cache, const std::byte* chunk, const std::byte* next_keys,
+                      std::uint32_t positions, const ChunkRows<R>& probabilities, float* out) {
         constexpr int kRows = R < S::kWeighRows ? R : S::kWeighRows;
         const auto* values = reinterpret_cast<const std::uint16_t*>(chunk + cache.values);
+        const auto* next = reinterpret_cast<const std::uint16_t*>(next_keys);
         unroll<R / kRows>([&](auto part) {
-            weigh_rows<R, part * kRows, kRows>(values, cache.head_dim, positions, probabilities, out);
+            weigh_rows<R, part * kRows, kRows>(values, next, cache.head_dim, positions, probabilities, out);
         });
     }
 };
@@ -152,15 +158,19 @@ struct ByteCache {
     }
 
     template <int R, int kTiles>
-    static void score_tiles(const std::byte* keys, const float* key_scales, std::uint32_t head_dim,
-                            const Queries<R>& q, std::uint32_t tile, ChunkRows<R>& scores) {
+    static void score_tiles(const HeadCache& cache, const std::byte* chunk, const Queries<R>& q, std::uint32_t tile,
+                            ChunkRows<R>& scores) {
+        const std::uint32_t head_dim = cache.head_dim;
         const std::size_t tile_size = std::size_t(head_dim) * 16;
-        keys += tile * tile_size;
+        const std::byte* keys = chunk + cache.keys + tile * tile_size;
+        const std::byte* values = chunk + cache.values + tile * tile_size;
+        const auto* key_scales = reinterpret_cast<const float*>(chunk + cache.key_scales);
         typename S::I sums[R * kTiles];
         unroll<R * kTiles>([&](auto i) MOBILLAMA_INLINE_LAMBDA { sums[i] = S::set1_int(q.offsets[i / kTiles]); });
         for (std::uint32_t d = 0; d < head_dim; d += 4) {
             unroll<kTiles>([&](auto k) MOBILLAMA_INLINE_LAMBDA {
                 const auto key = S::load_bytes(keys + k * tile_size + d * 16);
+                prefetch(values + k * tile_size + d * 16);
                 unroll<R>([&](auto r) MOBILLAMA_INLINE_LAMBDA {
                     auto& sum = sums[r * kTiles + k];
                     sum = S::dot4(sum, key, load_word(q.quants + d * R + r * 4));
@@ -180,13 +190,9 @@ struct ByteCache {
     static void score(const HeadCache& cache, const std::byte* chunk, std::uint32_t tiles, const Queries<R>& q,
                       ChunkRows<R>& scores) {
         constexpr int kTiles = R >= S::kScoreSums ? 1 : S::kScoreSums / R;
-        const std::byte* keys = chunk + cache.keys;
-        const auto* key_scales = reinterpret_cast<const float*>(chunk + cache.key_scales);
         std::uint32_t tile = 0;
-        for (; tile + kTiles <= tiles; tile += kTiles) {
-            score_tiles<R, kTiles>(keys, key_scales, cache.head_dim, q, tile, scores);
-        }
-        for (; tile < tiles; ++tile) score_tiles<R, 1>(keys, key_scales, cache.head_dim, q, tile, scores);
+        for (; tile + kTiles <= tiles; tile += kTiles) score_tiles<R, kTiles>(cache, chunk, q, tile, scores);
+        for (; tile < tiles; ++tile) score_tiles<R, 1>(cache, chunk, q, tile, scores);
     }
 
     // Probabilities times value scales, as whole numbers of 14 bits in two bytes of 7: what integer dot products
@@ -216,8 +222,8 @@ struct ByteCache {
     }
 
     template <int R, int kFirst, int kRows>
-    static void weigh_rows(const std::byte* values, std::uint32_t head_dim, std::uint32_t padded,
-                           const Weights<R>& weights, float* out) {
+    static void weigh_rows(const std::byte* values, const std::byte* next_keys, std::uint32_t head_dim,
+                           std::uint32_t padded, const Weights<R>& weights, float* out) {
         in_panels(head_dim, [&](auto width, std::uint32_t d) MOBILLAMA_INLINE_LAMBDA {
             constexpr int kWidth = decltype(width)::value;
             typename S::I high[kRows * kWidth];
@@ -225,8 +231,10 @@ struct ByteCache {
             unroll<kRows * kWidth>([&](auto i) MOBILLAMA_INLINE_LAMBDA { high[i] = low[i] = S::set1_int(0); });
             for (std::uint32_t position = 0; position < padded; position += 4) {
                 typename S::Bytes value[kWidth];
+                const std::size_t at = std::size_t(position) * head_dim + d * 4;
                 unroll<kWidth>([&](auto j) MOBILLAMA_INLINE_LAMBDA {
-                    value[j] = S::load_signed(values + std::size_t(position) * head_dim + (d + j * 16) * 4);
+                    value[j] = S::load_signed(values + at + j * 64);
+                    if (kFirst == 0) prefetch(next_keys + at + j * 64);
                 });
                 unroll<kRows>([&](auto r) MOBILLAMA_INLINE_LAMBDA {
                     const std::int32_t h = load_word(weights.high[kFirst + r] + position);
@@ -247,8 +255,8 @@ struct ByteCache {
     }
 
     template <int R>
-    static void weigh(const HeadCache& cache, const std::byte* chunk, std::uint32_t positions,
-                      const ChunkRows<R>& probabilities, float* out) {
+    static void weigh(const HeadCache& cache, const std::byte* chunk, const std::byte* next_keys,
+                      std::uint32_t positions, const ChunkRows<R>& probabilities, float* out) {
         constexpr int kRows = R < S::kWeighRows / 2 ? R : (S::kWeighRows / 2 > 0 ? S::kWeighRows / 2 : 1);
         const std::uint32_t padded = (positions + 15) / 16 * 16;
         const auto* value_scales = reinterpret_cast<const float*>(chunk + cache.value_scales);
@@ -257,7 +265,7 @@ struct ByteCache {
             split(probabilities.rows[r], value_scales, padded, weights.high[r], weights.low[r], &weights.scales[r]);
         }
         unroll<R / kRows>([&](auto part) {
-            weigh_rows<R, part * kRows, kRows>(chunk + cache.values, cache.head_dim, padded, weights, out);
+            weigh_rows<R, part * kRows, kRows>(chunk + cache.values, next_keys, cache.head_dim, padded, weights, out);
         });
     }
 };
@@ -291,8 +299,10 @@ void softmax_step(float* scores, std::uint32_t visible, std::uint32_t padded, fl
     for (std::uint32_t d = 0; d < head_dim; d += 16) S::store(out + d, S::mul(S::load(out + d), shrink));
 }
 
+// While it reads a chunk's keys it fetches the chunk's values, and while it reads those the next chunk's keys.
 template <class S, class Cache, int R>
-void attend_rows(const HeadCache& cache, const float* queries, const std::uint32_t* limits, float* out) {
+void attend_rows(const HeadCache& cache, const std::byte* keys_after, const float* queries,
+                 const std::uint32_t* limits, float* out) {
     typename Cache::template Queries<R> q;
     Cache::template prepare<R>(queries, cache.head_dim, q);
     std::uint32_t most = 0;
@@ -315,7 +325,9 @@ void attend_rows(const HeadCache& cache, const float* queries, const std::uint32
             softmax_step<S>(scores.rows[r], seen < positions ? seen : positions, tiles * 16, &largest[r], &total[r],
                             out + r * cache.head_dim, cache.head_dim);
         }
-        Cache::template weigh<R>(cache, chunk, positions, scores, out);
+        const bool last = first + positions == most;
+        const std::byte* next_keys = last ? keys_after : cache.chunks[first / kChunkPositions + 1] + cache.keys;
+        Cache::template weigh<R>(cache, chunk, next_keys, positions, scores, out);
     }
     for (int r = 0; r < R; ++r) {
         const auto inverse = S::set1(1.0f / total[r]);
@@ -328,7 +340,8 @@ template <class S, class Cache>
 void attend(const AttendTask& task) {
     in_passes<S::kQueryRows>(task.rows, [&](auto n, std::uint32_t row) {
         const std::size_t at = std::size_t(row) * task.cache.head_dim;
-        attend_rows<S, Cache, decltype(n)::value>(task.cache, task.queries + at, task.limits + row, task.out + at);
+        attend_rows<S, Cache, decltype(n)::value>(task.cache, task.next_keys, task.queries + at, task.limits + row,
+                                                  task.out + at);
     });
 }
 

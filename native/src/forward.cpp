@@ -48,7 +48,7 @@ public:
             context_.pool.barrier();
             add_parts(&MemberScratch::attention_out, context_.shards.key_value_heads);
             norm(layer.ffn_norm);
-            ffn(layer);
+            ffn(layer, after(i));
             context_.pool.barrier();
         }
         add_parts(&MemberScratch::ffn_out, context_.shards.ffn_columns);
@@ -167,7 +167,9 @@ private:
         if (heads_.empty()) return;
         const std::uint32_t group = config_.query_heads_per_key_value_head();
         const Range rows = Shards::attention_columns(config_, heads_);
-        layer.query.multiply(layer.query.run(rows), normed_, count_, scratch_.query, rows.size());
+        TileRun query = layer.query.run(rows);
+        query.next = batch_.cache->head(index, heads_.begin).first_keys();
+        layer.query.multiply(query, normed_, count_, scratch_.query, rows.size());
         for (std::uint32_t t = 0; t < count_; ++t) rotate_heads(scratch_.query, heads_.size() * group, t);
         for (std::uint32_t head = 0; head < heads_.size(); ++head) attend_head(index, head);
         for (std::uint32_t t = 0; t < count_; ++t) kernels_.quantise(attended_, t);
@@ -188,6 +190,8 @@ private:
         task.queries = queries;
         task.limits = limits;
         task.out = out;
+        const bool last_head = head + 1 == heads_.size();
+        task.next_keys = batch_.cache->head(layer, heads_.begin + (last_head ? head : head + 1)).first_keys();
         const auto attend = batch_.cache->type() == CacheType::f16 ? kernels_.attend_f16 : kernels_.attend_q8_0;
         const auto row_offset = [&](std::uint32_t row) {
             return row / group * attended_.stride + (head * group + row % group) * head_dim;
@@ -207,12 +211,36 @@ private:
         }
     }
 
-    void ffn(const Layer& layer) {
+    // Where this member's weights lie that follow an FFN, for the FFN's three matrices to fetch.
+    struct Following {
+        const std::byte* gate = nullptr;
+        const std::byte* up = nullptr;
+        const std::byte* down = nullptr;
+    };
+
+    Following after(std::uint32_t index) const {
+        if (index + 1 == config_.num_hidden_layers) {
+            return {context_.weights.output.run(context_.shards.vocabulary[member_]).data, nullptr, nullptr};
+        }
+        if (heads_.empty()) return {};
+        const Layer& layer = context_.weights.layers[index + 1];
+        const Range key_rows{heads_.begin * config_.head_dim, heads_.end * config_.head_dim};
+        return {layer.query.run(Shards::attention_columns(config_, heads_)).data,
+                layer.attention_output.run_all(member_).data, layer.key.run(key_rows).data};
+    }
+
+    void ffn(const Layer& layer, const Following& next) {
         if (ffn_columns_.empty()) return;
         const Ffn& shared = context_.weights.ffns[layer.ffn];
         const std::uint32_t width = ffn_columns_.size();
-        shared.gate.multiply(shared.gate.run(ffn_columns_), normed_, count_, ffn_.values, width);
-        shared.up.multiply(shared.up.run(ffn_columns_), normed_, count_, scratch_.up, width);
+        TileRun gate = shared.gate.run(ffn_columns_);
+        TileRun up = shared.up.run(ffn_columns_);
+        TileRun down = shared.down.run_all(member_);
+        gate.next = next.gate;
+        up.next = next.up;
+        down.next = next.down;
+        shared.gate.multiply(gate, normed_, count_, ffn_.values, width);
+        shared.up.multiply(up, normed_, count_, scratch_.up, width);
         if (layer.delta) {
             const FfnDelta& delta = *layer.delta;
             add_delta(delta.gate_a.run_all(), delta.gate_b.run(ffn_columns_), normed_, ffn_.values);
@@ -223,7 +251,7 @@ private:
             kernels_.swiglu(ffn_.values + t * ffn_.stride, scratch_.up + std::size_t(t) * width, gain, width);
             kernels_.quantise(ffn_, t);
         }
-        shared.down.multiply(shared.down.run_all(member_), ffn_, count_, scratch_.ffn_out, config_.hidden_size);
+        shared.down.multiply(down, ffn_, count_, scratch_.ffn_out, config_.hidden_size);
         if (layer.delta) {
             const FfnDelta& delta = *layer.delta;
             add_delta(delta.down_a.run_all(member_), delta.down_b.run_all(), ffn_, scratch_.ffn_out);

@@ -31,6 +31,9 @@ struct TileRun {
     std::size_t tile_bytes = 0;
     std::uint32_t rows = 0;
     std::uint32_t columns = 0;
+    // What the caller will read after this run. A shared FFN comes from the last-level cache and leaves the memory
+    // bus idle: the kernels for one token fetch `next` into the cache meanwhile.
+    const std::byte* next = nullptr;
 };
 
 // y[t * y_stride + r] = sum over c of w[r, c] * x[t, c]
@@ -51,6 +54,8 @@ struct HeadCache {
     std::size_t values = 0;
     std::size_t value_scales = 0;
     std::uint32_t head_dim = 0;
+
+    const std::byte* first_keys() const { return chunks[0] + keys; }
 };
 
 // Query rows over one KV head. Row r sees the positions before limits[r], of which there is at least one.
@@ -60,6 +65,8 @@ struct AttendTask {
     const std::uint32_t* limits = nullptr;
     std::uint32_t rows = 0;
     float* out = nullptr;  // (rows, head_dim)
+    // The keys that the caller will read after this task; fetched into the cache meanwhile.
+    const std::byte* next_keys = nullptr;
 };
 
 // The most rows of one AttendTask; the kernels read each key and value once for all of them.
