@@ -63,14 +63,15 @@ def main() -> None:
     tokens = sum(len(corpus.tokens(name)) for name in corpus.subsets)
     if not (index_directory(given.corpus) / "manifest.json").is_file():
         print(f"build: {timed(lambda: build(corpus)):.1f} s for {tokens:,} tokens")
-    print(f"open: {timed(lambda: Index(corpus)) * 1000:.0f} ms, {tokens:,} tokens, {len(Index(corpus).places)} parts")
+    open_ms = timed(lambda: Index(corpus)) * 1000
     index = Index(corpus)
+    print(f"open: {open_ms:.0f} ms, {tokens:,} tokens, {len(index.places)} parts")
     print(f"spelling table: {timed(lambda: index.spelling.beginnings(b'x')) * 1000:.0f} ms, once a command")
     for kind in ("held-out text", "training text", "pieces of 20 tokens"):
         texts = answers(corpus, kind, given.answers)
         warm = [timed(lambda text=text: trace(index, text)) for text in texts for _ in range(2)][1::2]
         forget(index)
-        cold = timed(lambda: trace(index, texts[0]))
+        cold = timed(lambda text=texts[0]: trace(index, text))
         passages = [text[100:180].encode() for text in texts]
         find = [timed(lambda text=text: index.occurrences(text, 100)) for text in passages]
         found = trace(index, texts[0])

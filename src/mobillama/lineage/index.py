@@ -96,9 +96,7 @@ class Index:
         self.directory = index_directory(corpus.directory)
         record = checked_manifest(self.directory)
         if record["corpus"] != corpus.identity:
-            raise UserError(
-                f"{self.directory}: is of another corpus than {corpus.directory}; remove it to build it anew"
-            )
+            raise UserError(f"{self.directory}: is of another corpus than {corpus.directory}; build it anew")
         plan = json.loads((self.directory / PLAN).read_text(encoding="utf-8"))
         self.places = [Place(**place) for place in plan["places"]]
 
@@ -119,6 +117,13 @@ class Index:
         # Plain views: a memmap object costs Python time at every indexing.
         return Part(np.asarray(tokens), np.asarray(suffixes), np.asarray(first))
 
+    def longest(self, tokens: Integers) -> Integers:
+        """Return how many tokens of ``tokens[i:]`` stand in the training data, for every ``i``."""
+        lengths = np.zeros(len(tokens), np.int64)
+        for _, part in self.parts:
+            np.maximum(lengths, part.longest(tokens)[0], out=lengths)
+        return lengths
+
     def matches(self, tokens: Integers, least: int) -> list[Match]:
         """Return the runs of at least ``least`` tokens that stand in the training data, in order.
 
@@ -131,7 +136,9 @@ class Index:
             for first, stop in maximal(lengths, least)
         ]
 
-    def _starts(self, searched: list[Any], tokens: Integers, first: int, length: int) -> Iterator[tuple[str, int]]:
+    def _starts(
+        self, searched: list[Any], tokens: Integers, first: int, length: int
+    ) -> Iterator[tuple[str, int]]:
         for place, part, lengths, ranks in searched:
             if lengths[first] == length:
                 near = part.nearby(tokens, first, length, rank=int(ranks[first]), limit=NEARBY_OCCURRENCES)
@@ -166,8 +173,14 @@ def located(passages: Passages, place: Place, part: Part, limit: int) -> list[Oc
 
 
 def open_or_build(corpus: Corpus) -> Index:
-    """Return the index of ``corpus``, built first where there is none."""
-    if not manifest_path(index_directory(corpus.directory)).is_file():
+    """Return the index of ``corpus``, built first where there is none or one of an earlier corpus.
+
+    Raises:
+        UserError: a file of the index was changed.
+    """
+    directory = index_directory(corpus.directory)
+    whole = manifest_path(directory).is_file()
+    if not whole or read_manifest(directory, KIND)["corpus"] != corpus.identity:
         build(corpus)
     return Index(corpus)
 

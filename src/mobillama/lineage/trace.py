@@ -6,6 +6,7 @@ whole words, and its occurrences are counted, not estimated.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -52,7 +53,9 @@ class Trace:
     found: int
 
 
-def trace(index: Index, text: str, *, min_tokens: int = MIN_TOKENS, limit: int = 10, places: int = 5) -> Trace:
+def trace(
+    index: Index, text: str, *, min_tokens: int = MIN_TOKENS, limit: int = 10, places: int = 5
+) -> Trace:
     """Return the longest spans of ``text`` in the training data; none lies within another.
 
     Arguments:
@@ -80,7 +83,9 @@ def trace(index: Index, text: str, *, min_tokens: int = MIN_TOKENS, limit: int =
         Span(int(character[start]), int(character[stop]), *index.occurrences(encoded[start:stop], places))
         for start, stop in longest
     ]
-    return Trace(text, found, covered([(character[start], character[stop]) for start, stop in spans]), len(spans))
+    return Trace(
+        text, found, covered([(character[start], character[stop]) for start, stop in spans]), len(spans)
+    )
 
 
 def stretched(index: Index, encoded: bytes, match: Match, start: int, stop: int) -> set[tuple[int, int]]:
@@ -115,7 +120,7 @@ def shared(ours: bytes, theirs: bytes) -> int:
 
 def word_borders(text: str) -> np.ndarray:
     """Return the byte positions, ascending, at which a word may begin or end."""
-    inside = [left.isalnum() and right.isalnum() for left, right in zip(text, text[1:], strict=False)]
+    inside = [left.isalnum() and right.isalnum() for left, right in pairwise(text)]
     sizes = np.cumsum([0, *(len(character.encode()) for character in text)])
     return sizes[np.flatnonzero(~np.array([False, *inside, False])[: len(sizes)])]
 

@@ -32,7 +32,11 @@ def test_longest_match_from_every_position_equals_a_scan(tokens, query):
         lengths = [0]
         for start in range(len(tokens)):
             pairs = zip(tokens[start:], query[at:], strict=False)
-            lengths.append(next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(tokens) - start, len(query) - at)))
+            lengths.append(
+                next(
+                    (n for n, (a, b) in enumerate(pairs) if a != b), min(len(tokens) - start, len(query) - at)
+                )
+            )
         return max(lengths)
 
     found, _ = part_of(tokens).longest(np.array(query, np.int64))

@@ -42,7 +42,11 @@ def test_a_passage_is_found_wherever_it_stands(index, texts, data):
     assert index.occurrences(passage.encode(), 0)[0] == occurrences_in(texts, passage)
 
 
-@given(passage=st.lists(st.sampled_from([*WORDS, "zebra", "sat", "n", ""]), min_size=1, max_size=4).map(" ".join).filter(len))
+@given(
+    passage=st.lists(st.sampled_from([*WORDS, "zebra", "sat", "n", ""]), min_size=1, max_size=4)
+    .map(" ".join)
+    .filter(len)
+)
 @settings(max_examples=100, deadline=None)
 def test_a_passage_is_counted_also_where_it_does_not_stand(index, texts, passage):
     assert index.occurrences(passage.encode(), 0)[0] == occurrences_in(texts, passage)
@@ -68,13 +72,18 @@ def naive_spans(texts, answer):
     ]
     spans = []
     for start in borders:
-        stops = [stop for stop in borders if stop > start and any(answer[start:stop] in text for text in texts)]
+        stops = [
+            stop for stop in borders if stop > start and any(answer[start:stop] in text for text in texts)
+        ]
         if stops and (not spans or stops[-1] > spans[-1][1]):
             spans.append((start, stops[-1]))
     return spans
 
 
-@given(words=st.lists(st.sampled_from([*WORDS, "zebra", "tables", "sa"]), min_size=1, max_size=25), source=st.randoms())
+@given(
+    words=st.lists(st.sampled_from([*WORDS, "zebra", "tables", "sa"]), min_size=1, max_size=25),
+    source=st.randoms(),
+)
 @settings(max_examples=30, deadline=None)
 def test_spans_are_those_of_a_search_by_text(index, texts, words, source):
     text = source.choice(texts)
