@@ -37,8 +37,8 @@ def test_logits_of_the_f16_export_agree_with_torch(tmp_path, options):
     theirs = np.asarray(stock.scores[: len(tokens)])
     with torch.no_grad():
         ours = model(input_ids=torch.tensor([[int(token) for token in tokens]])).logits[0].numpy()
-    # Weights are equal to the bit, but llama.cpp rounds the activations to half precision (2**-11 each) before
-    # every f16 matrix, 28 times in these 4 layers, and folded deltas are rounded once more.
+    # Weights are equal to the bit, but llama.cpp rounds the activations to half precision (2**-11 each)
+    # before every f16 matrix, 28 times in these 4 layers, and folded deltas are rounded once more.
     assert np.abs(theirs - ours).max() < 1e-2 * np.abs(ours).max()
 
 

@@ -57,6 +57,9 @@ class Session:
     Sessions of one model share its weights; their forward passes take turns.
     """
 
+    # A token's logits are the same to the bit whatever tokens come with it: speculation relies on it.
+    split_tolerance = 0.0
+
     def __init__(self, native: _native.Session) -> None:
         self._native = native
 

@@ -184,5 +184,5 @@ def test_constraints_that_make_no_sense_are_explained(make):
 
 
 def test_a_schema_file_that_is_absent_is_named():
-    with pytest.raises(UserError, match="absent.json"):
+    with pytest.raises(UserError, match="absent"):
         json_schema("absent.json")

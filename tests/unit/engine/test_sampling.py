@@ -31,7 +31,7 @@ def as_dict(sampling: Sampling, logits: np.ndarray = LOGITS) -> dict[int, float]
         (Sampling(1.0, top_p=0.5), {1: 1.0}),
         (Sampling(1.0, top_p=0.51), {1: 2 / 3, 3: 1 / 3}),
         (Sampling(1.0, top_p=1.0, min_p=0.2), {1: 4 / 7, 3: 2 / 7, 0: 1 / 7}),
-        # top-k first leaves 1/2 and 1/4, renormalised 2/3 and 1/3; the nucleus of 0.6 is then the first alone.
+        # top-k leaves 1/2 and 1/4, renormalised 2/3 and 1/3; the nucleus of 0.6 is then the first alone.
         (Sampling(1.0, top_k=2, top_p=0.6), {1: 1.0}),
     ],
 )

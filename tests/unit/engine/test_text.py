@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +12,7 @@ TOKENIZER = byte_tokenizer()
 
 def cut(data: bytes, borders: list[int]) -> list[bytes]:
     edges = [0, *sorted({border % (len(data) + 1) for border in borders}), len(data)]
-    return [data[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [data[a:b] for a, b in itertools.pairwise(edges)]
 
 
 def stream(pieces: list[bytes], stops: list[str]) -> tuple[str, str | None]:

@@ -1,4 +1,4 @@
-"""A tiny exact language model in NumPy, and a byte-level tokenizer, for tests of everything above a session."""
+"""A tiny exact language model in NumPy, and a byte-level tokenizer, to test what is above a session."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from mobillama.engine.tokenizer import Tokenizer, byte_alphabet
 
 
 class ToySession:
-    """Logits depend on the last two tokens and the position; each token is computed alone, so exactly alike."""
+    """Logits depend on the last two tokens; each token is computed alone, so exactly alike."""
 
     split_tolerance = 0.0
 
@@ -68,17 +68,19 @@ END = 256
 
 def byte_tokenizer() -> Tokenizer:
     """Return a tokenizer of the 256 bytes, an end token (256) and three merged words."""
-    vocabulary = {character: byte for character, byte in byte_alphabet().items()}
+    vocabulary = dict(byte_alphabet().items())
     added = [{"id": END, "content": "<|end|>", "single_word": False, "lstrip": False, "rstrip": False,
               "normalized": False, "special": True}]  # fmt: skip
     vocabulary |= {"<|end|>": END, "he": 257, "ll": 258, "Ġw": 259}
     definition = {
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None,
-        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
+                          "use_regex": True},
         "post_processor": None,
         "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
         "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-                  "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
+                  "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
+                  "ignore_merges": False,
                   "vocab": vocabulary, "merges": [["h", "e"], ["l", "l"], ["Ġ", "w"]]},
     }  # fmt: skip
     return Tokenizer(json.dumps(definition), frozenset({END}))

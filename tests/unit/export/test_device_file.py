@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from fixture_checkpoint import TEXT, write_checkpoint
+from tokenizers import Tokenizer
 
 from mobillama.core.errors import UserError
 from mobillama.core.records import manifest_hash, read_manifest
 from mobillama.export import quantize
 from mobillama.export.plan import TYPES
-from tokenizers import Tokenizer
 
 
 @pytest.fixture(scope="module")
