@@ -128,7 +128,8 @@ def device_file(path: Path, record: dict[str, Any]) -> Description:
         if made_from and manifest_hash(candidate) == made_from:
             origin = checkpoint(candidate, read_manifest(candidate, "checkpoint"))
             description.parents = [f"checkpoint {candidate} ({made_from[:12]})", *origin.parents]
-            description.make_again = f"mobillama quantize {candidate} --out NEW.gguf"
+            kind = f" --type {record['type']}" if "type" in record else ""
+            description.make_again = f"mobillama quantize {candidate} --out NEW.gguf{kind}"
             break
     else:
         description.parents = [f"checkpoint {made_from[:12]}, not found near it"] if made_from else []

@@ -154,19 +154,58 @@ def test_damaged_records_are_refused_with_the_way_to_find_them(runs, tmp_path):
         report.write(tmp_path / "run")
 
 
-def test_the_script_draws_every_curve_in_a_browser(runs, tmp_path):
+@pytest.fixture(scope="module")
+def browse(tmp_path_factory):
+    """Open a page in a browser and return its document and what it logged."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("no Chromium here")
-    page = report.write(list(runs), tmp_path / "page.html")
-    command = [
-        browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-        "--disable-background-networking", "--disable-component-update", "--disable-sync",
-        "--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=2000",
-        "--dump-dom", page.as_uri(),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    profile = tmp_path_factory.mktemp("profile")
+
+    def run(page):
+        command = [
+            browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+            "--disable-background-networking", "--disable-component-update", "--disable-sync",
+            "--enable-logging=stderr", f"--user-data-dir={profile}", "--virtual-time-budget=2000",
+            "--dump-dom", page.as_uri(),
+        ]  # fmt: skip
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+
+    return run
+
+
+def test_the_script_draws_every_curve_in_a_browser(runs, tmp_path, browse):
+    done = browse(report.write(list(runs), tmp_path / "page.html"))
     # Held-out, loss, learning rate, gradient norm, throughput, memory; no MFU was recorded.
     assert re.search(r'<html[^>]*data-drawn="6"', done.stdout)
     assert "FFN 0 at step 400: norm" in done.stdout
     assert "CONSOLE" not in done.stderr
+
+
+ACT = """<script>
+const ends = () => plots.map((plot) => [plot.scales.x.min, plot.scales.x.max]);
+const told = [];
+plots[1].setScale("x", { min: 100, max: 200 });
+setTimeout(() => {
+  told.push(ends());
+  plots[0].over.dispatchEvent(new MouseEvent("dblclick"));
+  setTimeout(() => {
+    told.push(ends());
+    document.querySelector('button[data-x="tokens"]').click();
+    document.querySelector("#subset").value = "code";
+    document.querySelector("#subset").onchange();
+    told.push(plots[0].series.map((series) => series.label), ends()[0][1]);
+    document.body.append("told" + JSON.stringify(told) + "told");
+  }, 50);
+}, 50);
+</script>"""
+
+
+def test_zoom_of_one_curve_zooms_all_and_the_choices_redraw(runs, tmp_path, browse):
+    page = report.write(runs[0], tmp_path / "page.html")
+    page.write_text(page.read_text(encoding="utf-8").replace("</body>", ACT + "</body>"), encoding="utf-8")
+    zoomed, all_seen, labels, last_tokens = json.loads(browse(page).stdout.split("told")[-2])
+    assert zoomed == [[100, 200]] * 6
+    assert all_seen == [[0, STEPS]] * 6
+    assert labels == ["tokens", "code", "xz -9", "zstd -19"]
+    assert last_tokens == STEPS * 4096
