@@ -240,9 +240,9 @@ struct ByteCache {
                     const std::int32_t h = load_word(weights.high[kFirst + r] + position);
                     const std::int32_t l = load_word(weights.low[kFirst + r] + position);
                     unroll<kWidth>([&](auto j) MOBILLAMA_INLINE_LAMBDA {
-                        const int at = r * kWidth + j;
-                        high[at] = S::dot4_by_positive(high[at], value[j], h);
-                        low[at] = S::dot4_by_positive(low[at], value[j], l);
+                        const int sum = r * kWidth + j;
+                        high[sum] = S::dot4_by_positive(high[sum], value[j], h);
+                        low[sum] = S::dot4_by_positive(low[sum], value[j], l);
                     });
                 });
             }
