@@ -1,0 +1,110 @@
+"""Verbs that measure and carry over: ``evaluate``, ``compare``, ``convert``."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mobillama.core.errors import UserError, require_extra
+
+PAPER = "paper"
+WIDE = 160
+
+
+def register(app: typer.Typer) -> None:
+    """Add these verbs to the application."""
+    app.command()(evaluate)
+    app.command()(compare)
+    app.command()(convert)
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A checkpoint, run, model folder, .gguf or Hub name.")],
+    tasks: Annotated[
+        str, typer.Option(help="Names with commas: paper, heldout, or any task of lm-eval.")
+    ] = PAPER,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="The paper's benchmarks as files; from the Hub if not given.")
+    ] = None,
+    corpus: Annotated[
+        Path | None, typer.Option(help="Whose held-out text; the run's own if not given.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Where results and answers go.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Questions of each task.")] = None,
+    num_fewshot: Annotated[int | None, typer.Option(help="Worked examples, instead of the paper's.")] = None,
+    all_checkpoints: Annotated[bool, typer.Option(help="Every checkpoint of a run.")] = False,
+    against: Annotated[str | None, typer.Option(help="paper: beside its published rows.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16, ...; that of the files if not given.")
+    ] = "auto",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the results there.")] = None,
+) -> None:
+    """Measure a model: the paper's nine benchmarks, held-out text, or any lm-eval task."""
+    if against not in (None, PAPER):
+        raise UserError(f"--against {against}: only paper is known")
+    require_extra("eval", "lm_eval", "torch", "transformers")
+    from rich.console import Console
+
+    from mobillama.core import atomic
+    from mobillama.evaluate import tables, verb
+
+    # The paper's table has twelve columns; a pipe or a file can hold them.
+    console, results = Console(width=None if sys.stdout.isatty() else WIDE), []
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    request = verb.Request(
+        model, names, data_dir, corpus, out, limit, num_fewshot, all_checkpoints, device, dtype
+    )
+    for result in verb.run(request):
+        results.append(result)
+        if result["kind"] == "heldout":
+            console.print(tables.heldout_table(result))
+        else:
+            console.print(tables.result_table(result))
+    answered = [result for result in results if result["kind"] == "evaluation"]
+    if all_checkpoints and answered:
+        console.print(tables.trajectory_table(answered))
+    if against and answered:
+        console.print(tables.paper_table(answered[-1:]))
+    if json_file is not None:
+        whole = results[0] if len(results) == 1 else results
+        atomic.write_text(json_file, json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
+    place = out or verb.default_out(model)
+    for result in results:
+        suffix = ".heldout" if result["kind"] == "heldout" else ""
+        console.print(f"result: {place / (result['folder'] + suffix)}.json", soft_wrap=True, highlight=False)
+
+
+def compare(
+    a: Annotated[Path, typer.Argument(help="A result of mobillama evaluate (JSON).")],
+    b: Annotated[Path, typer.Argument(help="Another, on the same tasks.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say whether two models differ: paired by question, with bootstrap interval and McNemar's test."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from mobillama.evaluate import comparison, tables
+
+    found = comparison.compare_results(a, b)
+    if as_json:
+        typer.echo(json.dumps(asdict(found), ensure_ascii=False))
+    else:
+        Console(width=None if sys.stdout.isatty() else WIDE).print(tables.comparison_table(found))
+
+
+def convert(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="A model folder or a Hub name.")],
+    destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to write.")],
+    average: Annotated[
+        bool, typer.Option(help="Where copies of the shared FFN differ, take their mean.")
+    ] = False,
+) -> None:
+    """Turn a released MobiLlama into a model folder of ours, with every shared FFN stored once."""
+    require_extra("train", "torch", "transformers")
+    from mobillama.model import convert as converting
+
+    typer.echo(converting.convert(source, destination, average=average))

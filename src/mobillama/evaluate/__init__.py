@@ -1,0 +1,1 @@
+"""Measuring models: the paper's nine benchmarks, any lm-eval task, held-out text, paired comparison."""

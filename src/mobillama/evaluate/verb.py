@@ -1,0 +1,91 @@
+"""What ``mobillama evaluate`` does, from the names a person gives to results on disk."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mobillama.core.errors import UserError
+from mobillama.data import Corpus
+
+from .evaluation import evaluate
+from .heldout import HELDOUT, evaluate_heldout
+from .subjects import checkpoints_of, open_subject
+from .tasks import load
+
+
+@dataclass(frozen=True)
+class Request:
+    """One call of the verb.
+
+    Attributes:
+        model: a checkpoint, a run, a model folder, a `.gguf` or a Hub name.
+        tasks: names of tasks; `paper` for its nine, `heldout` for held-out text.
+        data_dir: the paper's benchmarks as files.
+        corpus: whose held-out text; a run's own if not given.
+        out: where results go; `evaluations` in the run, or here, if not given.
+        limit: questions of each task, or documents of each subset.
+    """
+
+    model: str
+    tasks: Sequence[str]
+    data_dir: Path | None = None
+    corpus: Path | None = None
+    out: Path | None = None
+    limit: int | None = None
+    num_fewshot: int | None = None
+    all_checkpoints: bool = False
+    device: str | None = None
+    dtype: str = "auto"
+
+
+def run(request: Request) -> Iterator[dict[str, Any]]:
+    """Yield the result of every model and kind of task asked for; tasks are built once for all of them."""
+    if request.limit is not None and request.limit < 1:
+        raise UserError(f"--limit {request.limit}: give 1 or more questions, or leave it out for all")
+    if request.num_fewshot is not None and request.num_fewshot < 0:
+        raise UserError(f"--num-fewshot {request.num_fewshot}: give 0 or more")
+    models = (
+        [str(path) for path in checkpoints_of(request.model)] if request.all_checkpoints else [request.model]
+    )
+    corpus = Corpus(request.corpus or corpus_of(request.model)) if HELDOUT in request.tasks else None
+    names = [name for name in request.tasks if name != HELDOUT]
+    chosen = load(names, data_dir=request.data_dir, num_fewshot=request.num_fewshot) if names else None
+    out = request.out or default_out(request.model)
+    for model in models:
+        subject = open_subject(model, device=request.device, dtype=request.dtype)
+        if corpus is not None:
+            yield evaluate_heldout(subject, corpus, out, limit=request.limit)
+        if chosen is not None:
+            yield evaluate(subject, chosen, out, limit=request.limit)
+
+
+def run_of(model: str) -> Path | None:
+    """Return the run that a model is, or is a checkpoint of."""
+    path = Path(model).resolve()
+    return next((place for place in (path, path.parent.parent) if (place / "run.toml").is_file()), None)
+
+
+def default_out(model: str) -> Path:
+    """Return where results go: into the run they belong to, else here."""
+    run_directory = run_of(model)
+    return (run_directory or Path()) / "evaluations"
+
+
+def corpus_of(model: str) -> Path:
+    """Return the corpus a run was trained on.
+
+    Raises:
+        UserError: the model is of no run, or its corpus is not where the run says.
+    """
+    run_directory = run_of(model)
+    if run_directory is None:
+        raise UserError(f"{model}: of no run that names its corpus; give --corpus")
+    recipe = tomllib.loads((run_directory / "run.toml").read_text(encoding="utf-8"))
+    directory = Path(recipe.get("corpus", {}).get("directory", ""))
+    if not directory.is_dir():
+        raise UserError(f"{run_directory / 'run.toml'}: corpus {directory} is not there; give --corpus")
+    return directory
