@@ -11,7 +11,7 @@ from small_runs import toy_corpus, toy_recipe
 from mobillama.core import atomic
 from mobillama.core.errors import UserError
 from mobillama.core.records import LEDGER, Ledger, manifest_hash, read_manifest, write_manifest
-from mobillama.lineage.replay import first_difference, intervals, replay, replay_command
+from mobillama.lineage.replay import first_difference, intervals, replay, spot_check
 from mobillama.train import train
 
 MADE_BY_THE_LEDGER = {"time", "event", "records", "previous", "digest"}
@@ -120,7 +120,7 @@ def test_a_changed_loss_in_the_metrics_is_found(folder):
 
 def test_spot_checks_are_drawn_from_the_shortest_intervals(folder):
     assert intervals(folder / "run") == [(0, 3), (3, 6), (6, 9), (9, 12)]
-    outcomes = replay_command(folder / "run", None, None, 2)
+    outcomes = spot_check(folder / "run", 2)
     drawn = [(outcome.from_step, outcome.to_step) for outcome in outcomes]
     assert len(set(drawn)) == 2 and set(drawn) <= set(intervals(folder / "run"))
     assert all(outcome.equal for outcome in outcomes)

@@ -1,6 +1,7 @@
 """Verbs that ask what a run saw: ``seen``, ``find``, ``trace``, ``replay``."""
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -201,12 +202,16 @@ def replay(
 ) -> None:
     """Repeat the steps between two checkpoints, compare bit for bit, and note the outcome in the ledger."""
     require_extra("train", "torch", "transformers")
-    from mobillama.lineage.replay import replay_command
+    from mobillama.lineage import replay as replaying
 
-    outcomes = replay_command(run, from_step, to_step, spot_check)
-    if as_json:
-        typer.echo(json.dumps([outcome.facts() for outcome in outcomes], ensure_ascii=False))
+    if spot_check is not None and from_step is None and to_step is None:
+        outcomes = replaying.spot_check(run, spot_check)
+    elif spot_check is None and from_step is not None and to_step is not None:
+        outcomes = [replaying.replay(run, from_step, to_step)]
     else:
-        for outcome in outcomes:
-            typer.echo(outcome.sentence())
+        raise UserError("give --from and --to (0 is the beginning of the run), or --spot-check")
+    if os.environ.get("RANK", "0") == "0":
+        facts = [outcome.facts() for outcome in outcomes]
+        told = [json.dumps(facts, ensure_ascii=False)] if as_json else [o.sentence() for o in outcomes]
+        typer.echo("\n".join(told))
     raise typer.Exit(0 if all(outcome.equal for outcome in outcomes) else 1)

@@ -98,20 +98,24 @@ def replay(run: Path, from_step: int, to_step: int) -> Outcome:
     Raises:
         UserError: a checkpoint or its state is not there or damaged, or another process works on the run.
     """
-    return replay_all(run, [(from_step, to_step)])[0]
+    return repeat(run, lambda world: [(from_step, to_step)])[0]
 
 
-def replay_command(
-    run: Path, from_step: int | None, to_step: int | None, spot_check: int | None
-) -> list[Outcome]:
-    """Do what the command line asks for: one interval, or ``spot_check`` random ones."""
-    if spot_check is not None:
-        if from_step is not None or to_step is not None:
-            raise UserError("give either --spot-check, or --from and --to")
-        return replay_all(run, chosen(intervals(run), spot_check))
-    if from_step is None or to_step is None:
-        raise UserError("give --from and --to, or --spot-check; 0 is the beginning of the run")
-    return replay_all(run, [(from_step, to_step)])
+def spot_check(run: Path, count: int) -> list[Outcome]:
+    """Repeat ``count`` of the shortest intervals, drawn by chance, or all where there are fewer.
+
+    Raises:
+        UserError: as ``replay``.
+    """
+    every = intervals(run)
+
+    def chosen(world: parallel.World) -> list[tuple[int, int]]:
+        # Nobody can know them beforehand, and all ranks draw the same: the leading one tells its seed.
+        seed = random.SystemRandom().getrandbits(62) if world.leads else 0
+        seed = int(world.total(torch.tensor(seed, device=world.device)))
+        return sorted(random.Random(seed).sample(every, min(count, len(every))))
+
+    return repeat(run, chosen)
 
 
 def intervals(run: Path) -> list[tuple[int, int]]:
@@ -123,23 +127,12 @@ def intervals(run: Path) -> list[tuple[int, int]]:
     store = Store(run)
     if not store.steps():
         raise UserError(f"{run}: no checkpoint here yet; train first")
-    return [
-        (start, stop) for start, stop in pairwise([0, *store.steps()]) if start in (0, *store.resumable())
-    ]
+    kept = {0, *store.resumable()}
+    return [(start, stop) for start, stop in pairwise([0, *store.steps()]) if start in kept]
 
 
-def chosen(every: list[tuple[int, int]], count: int) -> list[tuple[int, int]]:
-    """Return ``count`` of the intervals, drawn by chance: all ranks the same, nobody beforehand."""
-    seed = torch.randint(
-        1 << 62, (1,), generator=torch.Generator().manual_seed(random.SystemRandom().getrandbits(62))
-    )
-    if dist.is_initialized():
-        dist.broadcast(seed, 0)
-    return sorted(random.Random(int(seed)).sample(every, min(count, len(every))))
-
-
-def replay_all(run: Path, wanted: list[tuple[int, int]]) -> list[Outcome]:
-    """Repeat several intervals, each noted in the ledger."""
+def repeat(run: Path, choose: Callable[[parallel.World], list[tuple[int, int]]]) -> list[Outcome]:
+    """Repeat the intervals that ``choose`` gives, each noted in the ledger."""
     history = History(run)
     require_intact(history.corpus.directory, "corpus")
     facts = json.loads((run / "plan.json").read_text(encoding="utf-8"))
@@ -148,7 +141,7 @@ def replay_all(run: Path, wanted: list[tuple[int, int]]) -> list[Outcome]:
     try:
         with atomic.exclusive(run) if world.leads else nullcontext():
             outcomes = []
-            for from_step, to_step in wanted:
+            for from_step, to_step in choose(world):
                 outcome = Replay(history, facts["total_steps"], world, from_step, to_step).outcome()
                 if world.leads:
                     Ledger(run / LEDGER).append("replay", **outcome.facts(), environment=environment())
