@@ -13,12 +13,18 @@ from mobillama import engine
 from mobillama.core.atomic import write_text
 from mobillama.core.errors import UserError, require_extra
 from mobillama.core.progress import progress
-from mobillama.engine.bench import DECODED_TOKENS, DEPTHS, Bench, Measurement, Settings, ratios, record
+from mobillama.engine.bench import DECODED_TOKENS, DEPTHS, Bench, Measurement, Ratio, Settings, ratios, record
 from mobillama.engine.bench_process import Contender
 
 LLAMA_CPP = "llama.cpp"
 UNITS = {"tokens/s": (1, "tokens/s", ".1f"), "bytes": (1e-6, "MB", ".1f"), "s": (1e3, "ms", ".1f"),
          "J/token": (1e3, "mJ/token", ".1f"), "bytes/s": (1e-9, "GB/s", ".1f")}  # fmt: skip
+
+Key = tuple[str, int | None, int | None]
+RATIO_NOTE = (
+    "ratio: mobillama to the best of the others: median and range over the repetitions; peak memory is "
+    "above the interpreter's own, anonymous and file pages include it"
+)
 
 
 def run(
@@ -45,8 +51,6 @@ def run(
             bench.run(advance)
     console = Console()
     console.print(table_of(bench))
-    if compare is not None:
-        console.print(ratio_table(bench))
     if not any(measurement.what == "energy" for measurement in bench.measurements):
         console.print("energy: this machine gives no counter to measure it by", style="dim")
     if json_file is not None:
@@ -90,45 +94,46 @@ def rivals(model: Path, compare: str, stock: Path) -> list[Contender]:
 
 
 def table_of(bench: Bench) -> Table:
-    """Return all figures, a contender a column."""
+    """Return all figures, a contender a column, and how the first stands to the best of the others."""
     names = [contender.name for contender in bench.contenders]
-    table = Table(
-        "",
-        "threads",
-        "depth",
-        *names,
-        "unit",
-        title=f"{bench.contenders[0].path.name}, median of {bench.settings.pairs}",
-    )
+    title = f"{bench.contenders[0].path.name}: median of {bench.settings.pairs}"
+    table = Table(title=title, caption=None if len(names) == 1 else RATIO_NOTE, caption_justify="left")
+    table.add_column("", no_wrap=True)
+    for heading in ("threads", "depth", *names, "unit", *(["ratio"] if len(names) > 1 else [])):
+        table.add_column(heading, justify="left" if heading == "unit" else "right")
+    best = best_ratios(bench)
     for key, found in by_key(bench.measurements).items():
         what, threads, depth = key
         scale, unit, style = UNITS[next(iter(found.values())).unit]
         cells = [f"{found[name].median * scale:{style}}" if name in found else "" for name in names]
         if "machine" in found:
-            cells[0] = f"({found['machine'].median * scale:{style}})"
-        table.add_row(what, shown(threads), shown(depth), *cells, unit)
+            cells[0] = f"{found['machine'].median * scale:{style}}"
+        ratio = best.get(key)
+        spread = f"{ratio.median:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]" if ratio else ""
+        table.add_row(what, shown(threads), shown(depth), *cells, unit, *([spread] if len(names) > 1 else []))
     return table
 
 
-def ratio_table(bench: Bench) -> Table:
-    """Return how the first contender stands to each other: median and spread over the repetitions."""
-    table = Table(
-        "", "threads", "depth", "against", "ratio", "from", "to", title="Ratios, repetition by repetition"
-    )
+def best_ratios(bench: Bench) -> dict[Key, Ratio]:
+    """Return for each figure the ratio to the contender that does best in it."""
+    figures = by_key(bench.measurements)
+    best: dict[Key, Ratio] = {}
     for ratio in ratios(bench.measurements, bench.contenders[0].name):
-        if ratio.what != "interpreter":
-            table.add_row(
-                ratio.what, shown(ratio.threads), shown(ratio.depth), ratio.against,
-                f"{ratio.median:.2f}", f"{ratio.low:.2f}", f"{ratio.high:.2f}",
-            )  # fmt: skip
-    return table
+        key = (ratio.what, ratio.threads, ratio.depth)
+        if ratio.what == "interpreter":
+            continue
+        # Of rates the highest is best, of bytes and seconds the least: the harder ratio to beat.
+        rate = figures[key][ratio.against].unit == "tokens/s"
+        if key not in best or (ratio.median < best[key].median) == rate:
+            best[key] = ratio
+    return best
 
 
 def by_key(
     measurements: list[Measurement],
-) -> dict[tuple[str, int | None, int | None], dict[str, Measurement]]:
+) -> dict[Key, dict[str, Measurement]]:
     """Return the measurements of each figure by contender."""
-    found: dict[tuple[str, int | None, int | None], dict[str, Measurement]] = {}
+    found: dict[Key, dict[str, Measurement]] = {}
     for measurement in measurements:
         found.setdefault(measurement.key, {})[measurement.contender] = measurement
     return found

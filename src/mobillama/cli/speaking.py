@@ -3,6 +3,7 @@
 import json
 import signal
 import sys
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,8 @@ def open_model(model: str, *, threads: int | None = None, kv_type: str = "q8_0")
     """
     if model.endswith(DEVICE_FILE):
         return engine.load(Path(model), threads=threads, kv_type=kv_type)
+    if not Path(model).is_dir():
+        raise UserError(f"{model}: no such model; give a .gguf file, a checkpoint, a run or a model folder")
     require_extra("train", "torch", "transformers")
     return open_checkpoint(model, threads)
 
@@ -131,7 +134,7 @@ def generate(
             if chosen.logprobs is not None:
                 print(json.dumps(as_json(model, event), ensure_ascii=False))
             else:
-                print(event.text, end="", flush=True)
+                print(shown(event.text), end="", flush=True)
             finish = event.finish
     if chosen.logprobs is None:
         print()
@@ -140,6 +143,21 @@ def generate(
     if prompt_cache is not None:
         model.cache.truncate(min(model.cache.position, len(model.tokenizer.encode(text))))
         model.cache.save(prompt_cache, model.identity)
+
+
+def shown(text: str) -> str:
+    """Return text as it may go to a terminal: a model must not move the cursor or rename the window.
+
+    Where standard output is no terminal the text goes through as it is.
+    """
+    if not sys.stdout.isatty():
+        return text
+    return "".join(
+        character
+        if character in "\n\t" or unicodedata.category(character) != "Cc"
+        else "\N{REPLACEMENT CHARACTER}"
+        for character in text
+    )
 
 
 FINISH_NOTES = {

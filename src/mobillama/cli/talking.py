@@ -2,13 +2,14 @@
 
 import sys
 import time
+from contextlib import suppress
 
 from rich.console import Console
 
 from mobillama import engine
 from mobillama.core.errors import UserError
 
-from .speaking import FINISH_NOTES, ctrl_c_stops_the_answer
+from .speaking import FINISH_NOTES, ctrl_c_stops_the_answer, shown
 
 PROMPT = "> "
 HELP = "/new begins again, /exit or Ctrl-D ends, Ctrl-C stops an answer"
@@ -23,6 +24,8 @@ def converse(model: engine.LanguageModel, options: engine.GenerationOptions, sys
         console.print(
             "[dim]This model brings no chat template: it continues a plain User:/Assistant: dialogue.[/dim]"
         )
+    with suppress(ImportError):  # Windows has none; input() works without
+        import readline  # noqa: F401 - gives input() editing and a history
     conversation = engine.Conversation.begin(model, options, system=system)
     while (question := ask(console)) is not None:
         if question == "/new":
@@ -40,7 +43,7 @@ def ask(console: Console) -> str | None:
     """Return the next line the user types, None when the input ends; Ctrl-C empties the line."""
     console.print()
     try:
-        # input() and not console.input(): only readline knows the prompt's width.
+        # \001 and \002 tell readline which characters of the prompt take no room.
         line = input(f"\001\033[1;36m\002{PROMPT}\001\033[0m\002" if console.is_terminal else "")
     except EOFError:
         if console.is_terminal:
@@ -63,7 +66,7 @@ def answer(console: Console, conversation: engine.Conversation, question: str) -
                     first_at = time.monotonic()
                 tokens += event.token is not None
                 finish = event.finish
-                sys.stdout.write(text)
+                sys.stdout.write(shown(text))
                 sys.stdout.flush()
     except UserError as error:
         console.print(f"[red]{error}[/red]\n[dim]/new begins again.[/dim]")
