@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from mobillama.core.errors import UserError
 
-from . import checkpoint
+from . import checkpoint, official
+from .modeling import MobiLlamaForCausalLM
 
 
 def load_language_model(
@@ -28,8 +29,10 @@ def load_language_model(
     """
     directory = checkpoint.locate(model)
     options: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "output_loading_info": True}
+    # A release's configuration may name Llama, whose class would not fit its weights.
+    loader = MobiLlamaForCausalLM if official.is_release(directory) else AutoModelForCausalLM
     try:
-        result: Any = AutoModelForCausalLM.from_pretrained(directory, **options)
+        result: Any = loader.from_pretrained(directory, **options)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"{directory}: cannot be loaded as a language model: {reason}") from error

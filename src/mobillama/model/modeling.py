@@ -21,6 +21,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRMSNor
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
+from . import official, official_attention
 from .configuration import MobiLlamaConfig
 
 WRITES_RESIDUAL = "writes_residual"  # marks the projections that add to the residual stream
@@ -125,6 +126,20 @@ class MobiLlamaPreTrainedModel(PreTrainedModel):
         "hidden_states": MobiLlamaDecoderLayer,
         "attentions": LlamaAttention,
     }
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Load a model as transformers does; of a released checkpoint, every shared FFN once.
+
+        Raises:
+            UserError: a released checkpoint is damaged, or its copies of the shared FFN differ.
+        """
+        source = official.find(pretrained_model_name_or_path, **kwargs)
+        if source is None:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        release = official.Release(source)
+        kwargs = {"config": release.config, **kwargs, "state_dict": release.state_dict()}
+        return super().from_pretrained(None, *args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -291,5 +306,6 @@ class MobiLlamaForCausalLM(MobiLlamaPreTrainedModel, GenerationMixin):
         )
 
 
+official_attention.register()
 AutoModel.register(MobiLlamaConfig, MobiLlamaModel, exist_ok=True)
 AutoModelForCausalLM.register(MobiLlamaConfig, MobiLlamaForCausalLM, exist_ok=True)

@@ -1,0 +1,153 @@
+"""``mobillama convert``: a released checkpoint, or a Llama, becomes a model folder of ours.
+
+Tensors are read and written one at a time: memory stays near the size of the largest.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mobillama.core import atomic
+from mobillama.core.errors import UserError
+from mobillama.core.progress import progress
+from mobillama.core.records import write_manifest
+from mobillama.core.tensors import WEIGHTS
+
+from . import checkpoint, official
+from .official import Release
+from .weight_files import raw_bytes
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
+    "added_tokens.json", "chat_template.jinja", "chat_template.json", "generation_config.json",
+)  # fmt: skip
+SAFETENSORS_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+KIND = "model"
+# Source: FastChat's "one_shot", which the chat model was tuned with, without its worked example.
+CHAT_TEMPLATE = (
+    "{%- set system = 'A chat between a curious human and an artificial intelligence assistant. '"
+    " ~ 'The assistant gives helpful, detailed, and polite answers to the human\\'s questions.' -%}\n"
+    "{%- if messages and messages[0]['role'] == 'system' -%}\n"
+    "{%- set system = messages[0]['content'] -%}\n"
+    "{%- endif -%}\n"
+    "{{- system -}}\n"
+    "{%- for message in messages if message['role'] != 'system' -%}\n"
+    "{%- set name = 'Human' if message['role'] == 'user' else 'Assistant' -%}\n"
+    "{{- '\\n### ' ~ name ~ ': ' ~ message['content'] -}}\n"
+    "{%- endfor -%}\n"
+    "{%- if add_generation_prompt -%}{{- '\\n### Assistant:' -}}{%- endif -%}\n"
+)
+
+
+def convert(source: str | Path, destination: Path, *, average: bool = False) -> Path:
+    """Write the model of `source` to `destination`, with every shared FFN once, and return `destination`.
+
+    Arguments:
+        source: a folder of the release's or of Llama's layout, or a name on the Hub.
+        average: take the mean of copies of the shared FFN that differ.
+
+    Raises:
+        UserError: the source cannot be converted; nothing is left at `destination`.
+    """
+    if destination.exists() and any(destination.iterdir()):
+        raise UserError(f"{destination}: is not empty; give a folder that does not exist")
+    on_hub = official.is_hub_name(source)
+    folder = official.download(str(source)) if on_hub else checkpoint.locate(source)
+    release = Release(folder, average=average)
+    check_tokenizer(release)
+    with atomic.atomic_directory(destination) as partial:
+        entries = list(release.entries())
+        shapes = {entry.name: release.shape(entry.sources[0]) for entry in entries}
+        dtypes = {
+            entry.name: getattr(torch, release.file_of[entry.sources[0]].dtype(entry.sources[0]))
+            for entry in entries
+        }
+        tensors = (release.tensor(entry) for entry in entries)
+        write_safetensors(partial / WEIGHTS, shapes, dtypes, tensors)
+        release.config.save_pretrained(partial)
+        for name in TOKENIZER_FILES:
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, partial / name)
+        if is_chat(source, folder) and not has_chat_template(partial):
+            atomic.write_text(partial / "chat_template.jinja", CHAT_TEMPLATE)
+        write_manifest(
+            partial,
+            KIND,
+            converted_from=str(source),
+            averaged=average,
+            inputs=[{"path": file.path.name} for file in release.files],
+        )
+    return destination
+
+
+def write_safetensors(
+    path: Path,
+    shapes: dict[str, tuple[int, ...]],
+    dtypes: dict[str, torch.dtype],
+    tensors: Iterable[Tensor] | Iterator[Tensor],
+) -> None:
+    """Write tensors, given one after another in the order of `shapes`, as a safetensors file.
+
+    Source: the format's own description; safetensors' writer wants all tensors at once.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, shape in shapes.items():
+        if dtypes[name] not in SAFETENSORS_DTYPES:
+            raise UserError(
+                f"tensor {name} is {dtypes[name]}; only float32, float16 and bfloat16 are converted"
+            )
+        size_bytes = torch.Size(shape).numel() * dtypes[name].itemsize
+        header[name] = {
+            "dtype": SAFETENSORS_DTYPES[dtypes[name]],
+            "shape": list(shape),
+            "data_offsets": [offset, offset + size_bytes],
+        }
+        offset += size_bytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors are aligned to eight bytes
+    with path.open("wb") as file, progress("convert", offset / 1e6, "MB") as advance:
+        file.write(len(text).to_bytes(8, "little") + text)
+        written = 0
+        for (name, shape), tensor in zip(shapes.items(), tensors, strict=True):
+            assert tuple(tensor.shape) == shape and tensor.dtype == dtypes[name]
+            written += file.write(raw_bytes(tensor))
+            advance(written / 1e6, name)
+
+
+def check_tokenizer(release: Release) -> None:
+    """Stop where a tokenizer has more tokens than the embedding has rows."""
+    path = release.folder / "tokenizer.json"
+    if not path.is_file():
+        return
+    from tokenizers import Tokenizer
+
+    try:
+        tokens = Tokenizer.from_file(str(path)).get_vocab_size(with_added_tokens=True)
+    except Exception as error:  # tokenizers raises bare Exception
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    if tokens > release.config.vocab_size:
+        raise UserError(
+            f"{path}: {tokens} tokens, but model.embed_tokens.weight has {release.config.vocab_size} rows; "
+            "the tokenizer is of another model"
+        )
+
+
+def is_chat(source: str | Path, folder: Path) -> bool:
+    """Return whether the model's name says that it was tuned for chat."""
+    return "chat" in f"{source} {folder.name}".lower()
+
+
+def has_chat_template(folder: Path) -> bool:
+    """Return whether a model folder has a chat template of its own."""
+    if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
+        return True
+    settings = folder / "tokenizer_config.json"
+    return settings.is_file() and bool(json.loads(settings.read_text(encoding="utf-8")).get("chat_template"))
