@@ -1,4 +1,4 @@
-"""Random-weight files of the 0.5B shape for speed measurements: ours, and stock llama.cpp's with the FFN 22 times."""
+"""Random-weight files of the 0.5B shape for speed tests: ours, and stock llama.cpp's with the FFN 22 times."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +34,9 @@ class _RandomBlocks:
     def matrix(self, kind: str, rows: int, columns: int) -> np.ndarray:
         deviation = 1 / np.sqrt(columns)
         if kind == "f16":
-            return (self._generator.standard_normal((rows, columns), np.float32) * deviation).astype(np.float16)
+            return (self._generator.standard_normal((rows, columns), np.float32) * deviation).astype(
+                np.float16
+            )
         quant_bytes, spread = {"q4_0": (16, 4.3), "q8_0": (32, 73.0)}[kind]
         blocks = columns // 32
         scales = self._generator.uniform(0.75, 1.25, (rows, blocks, 1)) * deviation / spread
@@ -49,7 +51,7 @@ class _RandomBlocks:
 def write_pair(shape: BenchShape, folder: Path) -> tuple[Path, Path]:
     """Write the same weights as a ``mobillama`` and as a stock ``llama`` file; keep files that exist.
 
-    llama.cpp pairs rotary dimensions in another order; with random weights that changes nothing but the numbers.
+    llama.cpp pairs rotary dimensions in another order; with random weights that changes only the numbers.
     """
     stem = f"{shape.key_value_heads}kv-{shape.type}"
     paths = folder / f"ours-{stem}.gguf", folder / f"stock-{stem}.gguf"
@@ -82,7 +84,12 @@ def _tensors(shape: BenchShape) -> dict[str, np.ndarray]:
     for layer in range(shape.layers):
         name = f"blk.{layer}"
         tensors[f"{name}.attn_norm.weight"] = draw.norm(shape.hidden_size)
-        for part, rows in (("q", shape.hidden_size), ("k", kv_size), ("v", kv_size), ("output", shape.hidden_size)):
+        for part, rows in (
+            ("q", shape.hidden_size),
+            ("k", kv_size),
+            ("v", kv_size),
+            ("output", shape.hidden_size),
+        ):
             tensors[f"{name}.attn_{part}.weight"] = draw.matrix(shape.type, rows, shape.hidden_size)
         tensors[f"{name}.ffn_norm.weight"] = draw.norm(shape.hidden_size)
     tensors["output_norm.weight"] = draw.norm(shape.hidden_size)

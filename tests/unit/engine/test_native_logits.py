@@ -1,4 +1,4 @@
-"""The engine's logits against a NumPy model of the same arithmetic: what is compared is the file's meaning."""
+"""The engine's logits against a NumPy model of the same arithmetic."""
 
 import itertools
 from pathlib import Path
@@ -10,10 +10,10 @@ from native_reference import ModelFile, TinyShape, reference_logits, token_error
 
 from mobillama.engine import native
 
-# The reference sums in float64 and rounds where the engine rounds: int8 blocks of activations and the KV cache.
-# Most tokens then differ by float32 sums alone. Where an activation lies on a rounding border, the two may take
-# different sides; in models as small as these one such step moves a token, and those that attend to it, by 1 %.
-# So of several models one must agree in full, and all must agree to within such steps.
+# The reference sums in float64 and rounds where the engine rounds: int8 blocks of activations and the KV
+# cache. Most tokens then differ by float32 sums alone. Where an activation lies on a rounding border, the two
+# may take different sides; in models as small as these one such step moves a token, and those that attend to
+# it, by 1 %. So of several models one must agree in full, and all must agree to within such steps.
 SUMS = 1e-4
 ROUNDING = 8e-2
 SEEDS = (0, 1, 3)
