@@ -4,9 +4,10 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from fixture_checkpoint import TEXT, write_checkpoint
+from fixture_checkpoint import write_checkpoint
 
 from mobillama import engine
+from mobillama.engine.prefix import PrefixCache
 from mobillama.export import quantize
 from mobillama.export.perplexity import perplexity
 from mobillama.model import TorchSession
@@ -115,13 +116,23 @@ def test_logits_do_not_depend_on_how_tokens_are_batched(tmp_path, split, kv_type
     assert (np.concatenate(pieces) == whole).all()
 
 
-def test_speculation_in_the_engine_equals_plain_greedy_decoding(tmp_path):
-    write_checkpoint(tmp_path / "c")
-    quantize(tmp_path / "c", tmp_path / "m.gguf", type="mixed")
-    model = engine.load(tmp_path / "m.gguf", threads=1)
-    prompt = model.tokenizer.encode(TEXT[:120]) * 2
-    answers = []
-    for speculate in (False, True):
-        options = engine.GenerationOptions(sampling=engine.GREEDY, max_tokens=100, speculate=speculate)
-        answers.append([event.token for event in model.generate(prompt, options)])
-    assert answers[0] == answers[1]
+@pytest.mark.parametrize("computed_by", ["engine", "torch", "torch in bfloat16"])
+def test_speculation_equals_plain_greedy_decoding(tmp_path, computed_by):
+    weights = write_checkpoint(tmp_path / "c")
+    if computed_by == "engine":
+        quantize(tmp_path / "c", tmp_path / "m.gguf", type="mixed")
+        model = engine.load(tmp_path / "m.gguf", threads=1)
+    else:
+        dtype = torch.bfloat16 if "bfloat16" in computed_by else torch.float32
+        weights.to(dtype)
+        model = engine.LanguageModel(
+            "torch", engine.read_tokenizer(tmp_path / "c"), lambda: TorchSession(weights)
+        )
+    for seed in range(6):
+        prompt = tokens(20, seed).tolist() * 3
+        answers = []
+        for speculate in (False, True):
+            options = engine.GenerationOptions(sampling=engine.GREEDY, max_tokens=60, speculate=speculate)
+            fresh = PrefixCache(model.session())
+            answers.append([event.token for event in model.generate(prompt, options, cache=fresh)])
+        assert answers[0] == answers[1]

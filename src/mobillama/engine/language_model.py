@@ -13,7 +13,6 @@ from .template import Message
 from .tokenizer import Tokenizer
 
 # For models without a chat template: base models continue a dialogue they recognise as one.
-PLAIN_ROLES = {"system": "System", "user": "User", "assistant": "Assistant"}
 PLAIN_STOPS = ("\nUser:", "\nSystem:", "\nAssistant:")
 
 
@@ -96,7 +95,7 @@ class LanguageModel:
             UserError: the template cannot be rendered with these messages.
         """
         if self.chat_template is None:
-            lines = [f"{PLAIN_ROLES[message['role']]}: {message['content']}\n" for message in messages]
+            lines = [f"{message['role'].capitalize()}: {message['content']}\n" for message in messages]
             return self.tokenizer.encode("".join(lines) + "Assistant:")
         text = template.render(
             self.chat_template,

@@ -63,7 +63,7 @@ class SavableSession(Session, Protocol):
         ...
 
 
-# Float32 sums in another order differ by about 1e-5 of the largest logit; this leaves room for long contexts.
+# Float32 sums in another order differ by about 1e-5 of the largest logit; this leaves room.
 FLOAT32_SPLIT_TOLERANCE = 1e-2
 
 
