@@ -16,6 +16,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from datatrove.executor.base import PipelineExecutor
 from datatrove.executor.local import LocalPipelineExecutor
 from loguru import logger
 
-from mobillama.core.errors import UserError, require_extra
+from mobillama.core.errors import UserError
 from mobillama.core.progress import progress
 
 from .recipe import CorpusSection
@@ -118,6 +119,7 @@ def run_local(stage: Stage, work: Path, pool: ProcessPoolExecutor) -> None:
 def run_remote(stage: Stage, work: Path, section: CorpusSection) -> None:
     """Run a stage on a cluster and wait for it; the work folder must be on a shared file system."""
     make = slurm_executor if section.executor.kind == "slurm" else ray_executor
+    logger.disable("datatrove")  # the progress display says what there is to say
     executor = make(stage, work, section)
     with progress(stage.title, sum(stage.weights), stage.unit) as advance:
         executor.run()
@@ -154,7 +156,8 @@ def slurm_executor(stage: Stage, work: Path, section: CorpusSection) -> Pipeline
 
 def ray_executor(stage: Stage, work: Path, section: CorpusSection) -> PipelineExecutor:
     """Return datatrove's Ray executor for a stage."""
-    require_extra("train", "ray")
+    if find_spec("ray") is None:
+        raise UserError('corpus.executor.kind = "ray" needs Ray: pip install ray')
     from datatrove.executor.ray import RayPipelineExecutor
 
     return RayPipelineExecutor(

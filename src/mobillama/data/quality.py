@@ -2,12 +2,13 @@
 # pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false
 
 from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 from datatrove.data import Document
 
-from mobillama.core.errors import require_extra
+from mobillama.core.errors import UserError
 
 from .order import Words
 from .recipe import FilterSection
@@ -68,7 +69,8 @@ def language_of(document: Document) -> tuple[str, float]:
 @cache
 def _language_model() -> Any:
     """Open fastText's lid.176, which datatrove downloads once."""
-    require_extra("train", "fasttext")
+    if find_spec("fasttext") is None:
+        raise UserError("corpus.filters.languages needs fastText: pip install fasttext-numpy2-wheel")
     from datatrove.utils.lid import FT176LID
 
     return FT176LID()
