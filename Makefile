@@ -5,7 +5,11 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 SOURCES := pyproject.toml constraints.txt $(shell find native -name '*.cpp' -o -name '*.h' -o -name 'CMakeLists.txt')
 
-.PHONY: quickstart test test-all lint clean
+CMAKE := PATH="$(CURDIR)/$(BIN):$$PATH" cmake
+# Arm is cross-compiled and run under emulation where the machine has the tools.
+ARM := $(if $(and $(shell command -v aarch64-linux-gnu-g++),$(shell command -v qemu-aarch64)),aarch64)
+
+.PHONY: quickstart test test-all lint native-test native-test-all clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/mobillama quickstart
@@ -13,8 +17,15 @@ quickstart: $(VENV)/.installed
 test: $(VENV)/.installed-test native-test
 	$(BIN)/pytest -n auto -m "not slow and not gpu and not network"
 
-test-all: $(VENV)/.installed-test native-test
+test-all: $(VENV)/.installed-test native-test-all
 	$(BIN)/pytest -n auto
+
+# The C++ core by itself: under the address and undefined-behaviour sanitizers, and as Arm code.
+native-test: $(addprefix native-test-,address $(ARM))
+native-test-all: $(addprefix native-test-,release address thread $(ARM))
+
+native-test-%: $(VENV)/.installed-test
+	cd native && $(CMAKE) --preset $* >/dev/null && $(CMAKE) --build --preset $* && PATH="$(CURDIR)/$(BIN):$$PATH" ctest --preset $*
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
