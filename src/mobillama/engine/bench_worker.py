@@ -17,6 +17,7 @@ from .session import as_tokens
 
 # Any text will do for speed; these ids exist in every vocabulary above 256.
 FIRST_TOKEN, TOKEN_RANGE = 3, 250
+BATCH_TOKENS = 512
 
 
 class Engine(Protocol):
@@ -59,40 +60,47 @@ class OwnEngine:
 
 
 class LlamaCpp:
-    """Stock llama.cpp through llama-cpp-python, its cache in f16."""
+    """Stock llama.cpp with its cache in f16, by its C API: no Python of its wrapper counts against it."""
 
     def __init__(self, path: Path, threads: int, context: int, options: dict[str, Any]):
         import llama_cpp
 
+        self._api: Any = llama_cpp
         self._llama: Any = llama_cpp.Llama(
             str(path),
             n_ctx=context,
-            n_batch=512,
-            n_ubatch=512,
+            n_batch=BATCH_TOKENS,
+            n_ubatch=BATCH_TOKENS,
             n_threads=threads,
             n_threads_batch=threads,
             flash_attn=options["flash_attention"],
             verbose=False,
         )
+        self._held = 0
 
-    def _likeliest(self) -> int:
-        # The row that eval filled last; reading it in place costs nothing.
-        return int(np.ctypeslib.as_array(self._llama._ctx.get_logits(), (self._llama.n_vocab(),)).argmax())
+    def _forward(self, tokens: list[int]) -> int:
+        for start in range(0, len(tokens), BATCH_TOKENS):
+            piece = tokens[start : start + BATCH_TOKENS]
+            ids = (self._api.llama_token * len(piece))(*piece)
+            if self._api.llama_decode(self._llama.ctx, self._api.llama_batch_get_one(ids, len(piece))):
+                raise RuntimeError(f"llama_decode refused {len(piece)} tokens after {self._held}")
+            self._held += len(piece)
+        logits = self._api.llama_get_logits_ith(self._llama.ctx, -1)
+        return int(np.ctypeslib.as_array(logits, (self._llama.n_vocab(),)).argmax())
 
     def fill(self, count: int) -> int:
-        self._llama.reset()
-        self._llama.eval(prompt(count).tolist())
-        return self._likeliest()
+        self.rewind(0)
+        return self._forward(prompt(count).tolist())
 
     def rewind(self, count: int) -> bool:
-        if self._llama.n_tokens < count:
+        if self._held < count:
             return False
-        self._llama.n_tokens = count  # eval removes what lies beyond before it appends
+        self._api.llama_memory_seq_rm(self._api.llama_get_memory(self._llama.ctx), -1, count, -1)
+        self._held = count
         return True
 
     def step(self, token: int) -> int:
-        self._llama.eval([token])
-        return self._likeliest()
+        return self._forward([token])
 
 
 ENGINES: dict[str, type[OwnEngine] | type[LlamaCpp]] = {"mobillama": OwnEngine, "llama.cpp": LlamaCpp}
