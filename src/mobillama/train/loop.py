@@ -12,10 +12,9 @@ from torch import nn
 
 from mobillama.core.errors import UserError
 
-from . import schedule
+from . import precision, schedule
 from .batches import Batches, ahead
 from .objectives import Batch, Objective
-from .precision import Precision
 from .recipe import Recipe
 from .schedule import BatchPlan
 from .state import TrainingState
@@ -94,7 +93,7 @@ def run(
     Raises:
         NotFiniteError: a loss or gradient was; the state is that of the step before.
     """
-    compute = Compute(objective, Precision(plan.recipe.train.precision, state.world.device), plan.recipe)
+    compute = Compute(objective, state, plan.recipe)
     stepping = ahead(batches, plan.ranges(state.step + 1, until))
     while state.step < until:
         micro_batches = next(stepping)
@@ -119,9 +118,11 @@ def run(
 class Compute:
     """Forward and backward passes of one step, compiled where the recipe asks for it."""
 
-    def __init__(self, objective: Objective, precision: Precision, recipe: Recipe):
-        self.objective = torch.compile(objective) if recipe.train.compile else objective
-        self.precision = precision
+    def __init__(self, objective: Objective, state: TrainingState, recipe: Recipe):
+        self.objective = objective
+        self.passes, model = precision.passes(state, recipe.train.precision)
+        if recipe.train.compile:
+            model.model.compile()
 
     def gradients(self, state: TrainingState, micro_batches: list[Batch], predictions: int) -> torch.Tensor:
         """Leave the gradient of the step's mean loss in the weights and return that loss.
@@ -130,10 +131,11 @@ class Compute:
         up by their number.
         """
         total = torch.zeros((), device=state.world.device)
+        self.passes.begin()
         for batch in micro_batches:
-            with self.precision.context():
-                losses, _ = state.apply(self.objective, batch)
+            losses = self.passes.forward(self.objective, batch)
             (losses * (state.world.size / predictions)).backward()
+            self.passes.collect()
             total += losses.detach().float()
         return state.world.total(total) / predictions
 
@@ -143,7 +145,7 @@ def seconds_per_step(state: TrainingState, plan: Plan, objective: Objective, bat
 
     The first pass warms up and is not counted.
     """
-    compute = Compute(objective, Precision(plan.recipe.train.precision, state.world.device), plan.recipe)
+    compute = Compute(objective, state, plan.recipe)
     random = torch.get_rng_state()
     micro_batches = batches.micro_batches(0, plan.batch.batch)
     times = []

@@ -1,14 +1,22 @@
-"""Number formats while training: fp32 weights, with matrix products in fp32 or, under autocast, in bf16."""
+"""Number formats while training: fp32 weights, and what forward and backward passes compute in."""
 
+import copy
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
+from torch import Tensor
+
+from mobillama.model import MobiLlamaForCausalLM
+
+from .objectives import Batch, Objective
+from .state import TrainingState
 
 
 @dataclass(frozen=True)
 class Precision:
-    """How forward passes compute on a device. Autocast casts a shared FFN once a pass, not once a layer."""
+    """How forward passes compute on a device when they use the fp32 weights themselves."""
 
     name: str
     device: torch.device
@@ -16,3 +24,83 @@ class Precision:
     def context(self) -> AbstractContextManager[object]:
         """Return the context that forward passes run in."""
         return torch.autocast(self.device.type, torch.bfloat16) if self.name == "bf16" else nullcontext()
+
+
+class Passes(Protocol):
+    """Forward and backward passes that leave their gradients in the fp32 weights of a state."""
+
+    def begin(self) -> None:
+        """Take up the weights as they are now."""
+        ...
+
+    def forward(self, objective: Objective, batch: Batch) -> Tensor:
+        """Return the sum of losses, to call ``backward`` on."""
+        ...
+
+    def collect(self) -> None:
+        """Add the gradients of the backward pass to those of the fp32 weights."""
+        ...
+
+
+class DirectPasses:
+    """Passes through the weights themselves: in fp32, or in bf16 under autocast where they are sharded."""
+
+    def __init__(self, state: TrainingState, precision: Precision):
+        self.state, self.precision = state, precision
+
+    def begin(self) -> None:
+        """Do nothing: the weights are the ones to use."""
+
+    def forward(self, objective: Objective, batch: Batch) -> Tensor:
+        """Return the sum of losses."""
+        with self.precision.context():
+            return self.state.apply(objective, batch)[0]
+
+    def collect(self) -> None:
+        """Do nothing: gradients are in place."""
+
+
+class CopyPasses:
+    """Passes through a bf16 copy of the model, renewed once a step.
+
+    Against autocast this saves a cast at every layer boundary, since hidden states stay bf16 as well,
+    and gradients of several micro-batches still add up in fp32.
+    """
+
+    def __init__(self, state: TrainingState):
+        self.model = copy.deepcopy(state.model).to(torch.bfloat16)  # pyright: ignore[reportCallIssue, reportArgumentType]
+        if state.world.device.type == "cpu":
+            from .attention import SHORT_CAUSAL
+
+            self.model.set_attn_implementation(SHORT_CAUSAL)
+        self.copies = list(self.model.parameters())
+        self.weights = list(state.model.parameters())
+
+    def begin(self) -> None:
+        """Round the fp32 weights into the copy."""
+        with torch.no_grad():
+            torch._foreach_copy_(self.copies, self.weights)
+
+    def forward(self, objective: Objective, batch: Batch) -> Tensor:
+        """Return the sum of losses."""
+        return objective(self.model, batch)[0]
+
+    @torch.no_grad()
+    def collect(self) -> None:
+        """Move the copy's gradients to the fp32 weights."""
+        for copied, weight in zip(self.copies, self.weights, strict=True):
+            if copied.grad is None:
+                continue
+            if weight.grad is None:
+                weight.grad = copied.grad.float()
+            else:
+                weight.grad += copied.grad
+            copied.grad = None
+
+
+def passes(state: TrainingState, name: str) -> tuple[Passes, MobiLlamaForCausalLM]:
+    """Return how a state's forward and backward passes run, and the model they run through."""
+    if name == "bf16" and state.world.size == 1:
+        through_copy = CopyPasses(state)
+        return through_copy, through_copy.model
+    return DirectPasses(state, Precision(name, state.world.device)), state.model

@@ -19,7 +19,7 @@ from mobillama.core.errors import UserError
 from mobillama.core.progress import Advance, progress
 from mobillama.data import Corpus, Samples
 
-from . import heldout, loop, parallel, speaking
+from . import heldout, host_memory, loop, parallel, speaking
 from . import state as states
 from .batches import TokenBatches
 from .checkpoints import Store
@@ -84,6 +84,8 @@ def train(loaded: Loaded[Recipe]) -> Path:
     if recipe.train.threads:
         torch.set_num_threads(recipe.train.threads)
     world = parallel.start()
+    if world.device.type == "cpu":
+        host_memory.keep_freed_memory()
     try:
         with atomic.exclusive(recipe.run_dir) if world.leads else nullcontext():
             session = open_session(loaded, world)
@@ -145,6 +147,7 @@ def begin(session: Session) -> Plan:
     if resumable := session.store.resumable():
         session.store.restore(session.state, resumable[-1])
         session.recorder.rewind(session.state.step)
+        own_up(session, plan)
         if session.state.step < plan.total_steps:
             session.note("resume", world_size=session.world.size, environment=environment())
     else:
@@ -153,6 +156,15 @@ def begin(session: Session) -> Plan:
             "start", world_size=session.world.size, environment=environment(), corpus=session.corpus.identity
         )
     return plan
+
+
+def own_up(session: Session, plan: Plan) -> None:
+    """Tell the ledger of a restored checkpoint if its writer was killed before it could."""
+    step = session.state.step
+    told = {entry["step"] for entry in session.ledger.entries() if entry["event"] == "checkpoint"}
+    if session.world.leads and step not in told:
+        identity = records.manifest_hash(session.store.checkpoint(step))
+        session.note("checkpoint", checkpoint=identity, samples_seen=plan.batch.first_sample(step + 1))
 
 
 def plan_of(recipe: Recipe, total_steps: int) -> Plan:
