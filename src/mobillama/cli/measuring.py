@@ -97,14 +97,28 @@ def compare(
 
 
 def convert(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="A model folder or a Hub name.")],
+    source: Annotated[str, typer.Argument(metavar="SRC", help="A model folder, a run or a Hub name.")],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to write.")],
     average: Annotated[
-        bool, typer.Option(help="Where copies of the shared FFN differ, take their mean.")
+        bool, typer.Option(help="Where copies of a released shared FFN differ, take their mean.")
     ] = False,
+    ffn_sharing: Annotated[
+        str | None, typer.Option(help="Make layers share: all, pairs, groups:k, middle, ...")
+    ] = None,
+    start: Annotated[
+        str, typer.Option(help="A shared FFN starts as the mean, nearest or least-squares.")
+    ] = "mean",
+    delta_rank: Annotated[int, typer.Option(help="Rank of each layer's own addition.")] = 0,
+    calibrate: Annotated[Path | None, typer.Option(metavar="TEXT", help="Text for least-squares.")] = None,
+    stock_llama: Annotated[bool, typer.Option(help="Write Llama's layout, the FFN in every layer.")] = False,
 ) -> None:
-    """Turn a released MobiLlama into a model folder of ours, with every shared FFN stored once."""
+    """Turn released checkpoints and Llamas into our layout, each shared FFN once; or ours into Llama's."""
     require_extra("train", "torch", "transformers")
     from mobillama.model import convert as converting
 
-    typer.echo(converting.convert(source, destination, average=average))
+    sharing = None
+    if ffn_sharing is not None:
+        sharing = converting.Sharing(ffn_sharing, start, delta_rank, calibrate)  # pyright: ignore
+    typer.echo(
+        converting.convert(source, destination, average=average, sharing=sharing, stock_llama=stock_llama)
+    )

@@ -8,14 +8,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lm_eval.api.instance import Instance
-
 from mobillama.core import atomic, records
 from mobillama.core.environment import environment
 from mobillama.core.progress import progress
 from mobillama.data import Corpus
 
 from .evaluation import FORMAT, directory_of, read_log, write_result
+from .harness_model import SharedPrefixLM
+from .questions import Continuation
 from .subjects import Subject
 
 HELDOUT = "heldout"
@@ -42,8 +42,7 @@ def evaluate_heldout(
                 for document in documents:
                     key = (subset, document.start)
                     if key not in nats:
-                        request = Instance("loglikelihood_rolling", {}, (corpus.text(document),), 0)
-                        nats[key] = -subject.lm.loglikelihood_rolling([request])[0]
+                        nats[key] = nats_of(subject.lm, corpus.text(document))
                         entry = {
                             "subset": subset,
                             "start": document.start,
@@ -77,3 +76,16 @@ def evaluate_heldout(
         }
         write_result(out, f"{directory.name}.{HELDOUT}", result)
     return result
+
+
+def nats_of(lm: SharedPrefixLM, text: str) -> float:
+    """Return the negative log-likelihood of a text after the token that begins one.
+
+    Its windows follow each other without overlap, as training measures its own held-out text.
+    """
+    tokens = (lm.prefix_token_id, *lm.encode([text], special=False)[0])
+    windows = [
+        tokens[start : start + lm.max_length + 1] for start in range(0, len(tokens) - 1, lm.max_length)
+    ]
+    scores = lm.scorer.score([[Continuation(window, len(window) - 1)] for window in windows])
+    return -sum(score.loglikelihood for (score,) in scores)

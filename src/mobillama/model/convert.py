@@ -1,6 +1,6 @@
-"""``mobillama convert``: a released checkpoint, or a Llama, becomes a model folder of ours.
+"""``mobillama convert``: released checkpoints and Llamas become model folders of ours, and ours Llamas.
 
-Tensors are read and written one at a time: memory stays near the size of the largest.
+A plain conversion reads and writes one tensor at a time: memory stays near the size of the largest.
 """
 
 from __future__ import annotations
@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import LlamaConfig
 
 from mobillama.core import atomic
 from mobillama.core.errors import UserError
@@ -20,8 +22,10 @@ from mobillama.core.progress import progress
 from mobillama.core.records import write_manifest
 from mobillama.core.tensors import WEIGHTS
 
-from . import checkpoint, official
+from . import checkpoint, llama, official
+from .modeling import MobiLlamaForCausalLM
 from .official import Release
+from .sharing import ffn_of_layer
 from .weight_files import raw_bytes
 
 TOKENIZER_FILES = (
@@ -30,6 +34,8 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 SAFETENSORS_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 KIND = "model"
+CALIBRATION_TOKENS = 256
+OURS_ALONE = ("model_type", "architectures", "ffn_of_layer", "ffn_delta_rank", "ffn_gains")
 # Source: FastChat's "one_shot", which the chat model was tuned with, without its worked example.
 CHAT_TEMPLATE = (
     "{%- set system = 'A chat between a curious human and an artificial intelligence assistant. '"
@@ -46,12 +52,38 @@ CHAT_TEMPLATE = (
 )
 
 
-def convert(source: str | Path, destination: Path, *, average: bool = False) -> Path:
-    """Write the model of `source` to `destination`, with every shared FFN once, and return `destination`.
+@dataclass(frozen=True)
+class Sharing:
+    """How layers that own their FFNs are made to share them.
+
+    Attributes:
+        scheme: as in a recipe's `ffn_sharing`: `all`, `pairs`, `groups:4`, ...
+        start: what a shared FFN starts as: `mean`, `nearest` or `least-squares`.
+        delta_rank: of each layer's own low-rank addition; 0 for none.
+        calibration: text for `least-squares`.
+    """
+
+    scheme: str
+    start: llama.Start = "mean"
+    delta_rank: int = 0
+    calibration: Path | None = None
+
+
+def convert(
+    source: str | Path,
+    destination: Path,
+    *,
+    average: bool = False,
+    sharing: Sharing | None = None,
+    stock_llama: bool = False,
+) -> Path:
+    """Write the model of `source` to `destination` and return `destination`.
 
     Arguments:
-        source: a folder of the release's or of Llama's layout, or a name on the Hub.
-        average: take the mean of copies of the shared FFN that differ.
+        source: a folder of the release's, of Llama's or of our layout, or a name on the Hub.
+        average: take the mean of copies of a released shared FFN that differ.
+        sharing: make layers share FFNs that they own.
+        stock_llama: write Llama's layout, every layer with its FFN, for tools that know only that.
 
     Raises:
         UserError: the source cannot be converted; nothing is left at `destination`.
@@ -60,31 +92,91 @@ def convert(source: str | Path, destination: Path, *, average: bool = False) -> 
         raise UserError(f"{destination}: is not empty; give a folder that does not exist")
     on_hub = official.is_hub_name(source)
     folder = official.download(str(source)) if on_hub else checkpoint.locate(source)
-    release = Release(folder, average=average)
-    check_tokenizer(release)
     with atomic.atomic_directory(destination) as partial:
-        entries = list(release.entries())
-        shapes = {entry.name: release.shape(entry.sources[0]) for entry in entries}
-        dtypes = {
-            entry.name: getattr(torch, release.file_of[entry.sources[0]].dtype(entry.sources[0]))
-            for entry in entries
-        }
-        tensors = (release.tensor(entry) for entry in entries)
-        write_safetensors(partial / WEIGHTS, shapes, dtypes, tensors)
-        release.config.save_pretrained(partial)
+        if sharing is None and not stock_llama:
+            copy_release(Release(folder, average=average), partial)
+        else:
+            model = open_model(folder, average=average)
+            if sharing is not None:
+                model = share(model, folder, sharing)
+            write_llama(model, partial) if stock_llama else model.save_pretrained(partial)
         for name in TOKENIZER_FILES:
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, partial / name)
         if is_chat(source, folder) and not has_chat_template(partial):
             atomic.write_text(partial / "chat_template.jinja", CHAT_TEMPLATE)
-        write_manifest(
-            partial,
-            KIND,
-            converted_from=str(source),
-            averaged=average,
-            inputs=[{"path": file.path.name} for file in release.files],
-        )
+        how = None if sharing is None else {key: str(value) for key, value in asdict(sharing).items()}
+        write_manifest(partial, KIND, converted_from=str(source), averaged=average, sharing=how)
     return destination
+
+
+def copy_release(release: Release, directory: Path) -> None:
+    """Write a release's weights and configuration as ours, a tensor at a time."""
+    check_tokenizer(release)
+    entries = list(release.entries())
+    shapes = {entry.name: release.shape(entry.sources[0]) for entry in entries}
+    dtypes = {
+        entry.name: getattr(torch, release.file_of[entry.sources[0]].dtype(entry.sources[0]))
+        for entry in entries
+    }
+    tensors = (release.tensor(entry) for entry in entries)
+    write_safetensors(directory / WEIGHTS, shapes, dtypes, tensors)
+    release.config.save_pretrained(directory)
+
+
+def open_model(folder: Path, *, average: bool) -> MobiLlamaForCausalLM:
+    """Return the model of a folder of any of the layouts, in memory."""
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if "ffn_of_layer" in settings:
+        return MobiLlamaForCausalLM.from_pretrained(folder, dtype="auto").eval()
+    release = Release(folder, average=average)
+    check_tokenizer(release)
+    options = {"config": release.config, "state_dict": release.state_dict(), "dtype": "auto"}
+    return MobiLlamaForCausalLM.from_pretrained(None, **options).eval()
+
+
+def share(model: MobiLlamaForCausalLM, folder: Path, sharing: Sharing) -> MobiLlamaForCausalLM:
+    """Return the model with shared FFNs."""
+    if sharing.start not in llama.STARTS:
+        raise UserError(f"--start {sharing.start}: choose one of {', '.join(llama.STARTS)}")
+    table = ffn_of_layer(sharing.scheme, model.config.num_hidden_layers)
+    moments = None
+    if sharing.calibration is not None:
+        moments = llama.measure_moments(model, calibration_batches(folder, sharing.calibration))
+    return llama.share(model, table, start=sharing.start, delta_rank=sharing.delta_rank, moments=moments)
+
+
+def calibration_batches(folder: Path, text: Path) -> Iterator[Tensor]:
+    """Yield the tokens of a text file, (1, CALIBRATION_TOKENS) at a time.
+
+    Raises:
+        UserError: the text cannot be read, or is too short.
+    """
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokens = tokenizer.encode(text.read_text(encoding="utf-8")).ids
+    except Exception as error:  # tokenizers raises bare Exception
+        raise UserError(f"{text}: cannot be read as calibration text ({error})") from None
+    if len(tokens) < CALIBRATION_TOKENS:
+        raise UserError(f"{text}: {len(tokens)} tokens; calibration needs {CALIBRATION_TOKENS} or more")
+    for start in range(0, len(tokens) - CALIBRATION_TOKENS + 1, CALIBRATION_TOKENS):
+        yield torch.tensor([tokens[start : start + CALIBRATION_TOKENS]])
+
+
+def write_llama(model: MobiLlamaForCausalLM, directory: Path) -> None:
+    """Write a model in Llama's layout."""
+    ours = model.config
+    kept = {key: value for key, value in ours.to_dict().items() if key not in OURS_ALONE}
+    config = LlamaConfig(**kept, architectures=["LlamaForCausalLM"], head_dim=ours.head_dim)
+    weights = dict(llama.llama_weights(model))
+    if ours.tie_word_embeddings:
+        weights.pop("lm_head.weight", None)
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    dtypes = {name: tensor.dtype for name, tensor in weights.items()}
+    write_safetensors(directory / WEIGHTS, shapes, dtypes, weights.values())
+    config.save_pretrained(directory)
 
 
 def write_safetensors(

@@ -94,7 +94,7 @@ def scored(name, data_dir, prefer):
     chosen = tasks.load([name], data_dir=data_dir)
     metric = paper.BY_TASK[name].metric
     values, number = [], 0
-    for task in tasks.leaves(chosen, name):
+    for task in sorted(tasks.leaves(chosen, name), key=lambda task: task.task_name):
         for _, document in task.doc_iterator():
             choices = task.doc_to_choice(document)
             lengths = [len(choice) if metric == "acc_norm" else 1 for choice in choices]
