@@ -1,7 +1,6 @@
 """THE loop: one for every objective. Objective, batches and what happens between steps are arguments."""
 
 import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -138,22 +137,3 @@ class Compute:
             self.passes.collect()
             total += losses.detach().float()
         return state.world.total(total) / predictions
-
-
-def seconds_per_step(state: TrainingState, plan: Plan, objective: Objective, batches: Batches) -> float:
-    """Return how long a full step's passes take now, without changing the state.
-
-    The first pass warms up and is not counted.
-    """
-    compute = Compute(objective, state, plan.recipe)
-    random = torch.get_rng_state()
-    micro_batches = batches.micro_batches(0, plan.batch.batch)
-    times = []
-    for batch in [micro_batches[0], *micro_batches[:3]]:
-        started_at = time.monotonic()
-        compute.gradients(state, [batch], 1)
-        times.append(time.monotonic() - started_at)
-    state.model.zero_grad(set_to_none=True)
-    torch.set_rng_state(random)
-    slowest = torch.tensor(sum(times[1:]) / len(times[1:]), device=state.world.device)
-    return float(state.world.total(slowest)) / state.world.size * len(micro_batches)

@@ -38,6 +38,10 @@ class World:
             dist.all_reduce(value)
         return value
 
+    def mean(self, value: float) -> float:
+        """Return the mean of a number over all ranks: one number, where each may have its own."""
+        return float(self.total(torch.tensor(value, device=self.device))) / self.size
+
     def agree(self, flag: bool) -> bool:
         """Return whether any rank raises the flag, so that all act on it in the same step."""
         return bool(self.total(torch.tensor(float(flag), device=self.device)))

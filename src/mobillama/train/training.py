@@ -19,7 +19,7 @@ from mobillama.core.errors import UserError
 from mobillama.core.progress import Advance, progress
 from mobillama.data import Corpus, Samples
 
-from . import heldout, host_memory, loop, parallel, speaking
+from . import heldout, host_memory, loop, parallel, sizing, speaking
 from . import state as states
 from .batches import TokenBatches
 from .checkpoints import Store
@@ -41,8 +41,6 @@ HARMLESS = (
     "sample.",
     "corpus.",
 )
-SAFETY = 0.95
-"""Share of ``max_minutes`` that passes may fill; the rest is for checkpoints and measurements."""
 
 
 @dataclass
@@ -183,8 +181,10 @@ def decide(session: Session) -> dict[str, Any]:
     step_s = None
     if section.max_minutes:
         objective = NextToken(section.z_loss)
-        step_s = loop.seconds_per_step(session.state, provisional, objective, batches_of(session))
-        affordable = SAFETY * 60 * section.max_minutes / step_s * provisional.batch.batch
+        step_s = sizing.seconds_per_step(session.state, provisional, objective, batches_of(session))
+        time_s = sizing.SAFETY * 60 * section.max_minutes
+        left_s = max(time_s / 2, time_s - measuring_s(session))  # measuring must not starve training
+        affordable = max(1.0, left_s / step_s) * provisional.batch.batch
         limits.append(provisional.batch.steps_for(int(affordable)))
     return {
         "total_steps": max(1, int(min(limits))),
@@ -192,6 +192,19 @@ def decide(session: Session) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "corpus": session.corpus.identity,
     }
+
+
+def measuring_s(session: Session) -> float:
+    """Return the seconds that held-out measurements at checkpoints and at the end will take."""
+    section, corpus = session.recipe.evaluate, session.corpus
+    text = heldout.HeldoutText(corpus, session.recipe.data.sequence_length, section.batch)
+    precision = Precision(session.recipe.train.precision, session.world.device)
+    started_at = time.monotonic()
+    results = heldout.measure(session.state.model, text, precision, most_bytes=section.bytes)
+    once_s = session.world.mean(time.monotonic() - started_at)
+    measured = sum(result["tokens"] for result in results.values())
+    whole = sum(len(corpus.tokens(subset, "heldout")) for subset in corpus.subsets)
+    return once_s * session.recipe.checkpoint.count + once_s * whole / max(1, measured)
 
 
 def write_beginning(session: Session, facts: dict[str, Any]) -> None:
