@@ -18,15 +18,16 @@ from transformers import LlamaConfig
 
 from mobillama.core import atomic
 from mobillama.core.errors import UserError
+from mobillama.core.hashing import hash_file
 from mobillama.core.progress import progress
-from mobillama.core.records import write_manifest
+from mobillama.core.records import MANIFEST, manifest_hash, write_manifest
 from mobillama.core.tensors import WEIGHTS
 
 from . import checkpoint, llama, official
 from .modeling import MobiLlamaForCausalLM
 from .official import Release
 from .sharing import ffn_of_layer
-from .weight_files import raw_bytes
+from .weight_files import raw_bytes, weight_files
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
@@ -105,9 +106,26 @@ def convert(
                 shutil.copyfile(folder / name, partial / name)
         if is_chat(source, folder) and not has_chat_template(partial):
             atomic.write_text(partial / "chat_template.jinja", CHAT_TEMPLATE)
-        how = None if sharing is None else {key: str(value) for key, value in asdict(sharing).items()}
-        write_manifest(partial, KIND, converted_from=str(source), averaged=average, sharing=how)
+        write_manifest(partial, KIND, **origin(source, folder), averaged=average, sharing=facts_of(sharing))
     return destination
+
+
+def origin(source: str | Path, folder: Path) -> dict[str, Any]:
+    """Return what a conversion was made from: a manifest of ours by its hash, other files by theirs."""
+    name = str(source) if official.is_hub_name(source) else folder.name
+    if (folder / MANIFEST).is_file():
+        return {"converted_from": name, "parent": manifest_hash(folder), "inputs": []}
+    files = [folder / "config.json", *(file.path for file in weight_files(folder))]
+    inputs = [{"path": path.name, **asdict(hash_file(path))} for path in files]
+    return {"converted_from": name, "parent": None, "inputs": inputs}
+
+
+def facts_of(sharing: Sharing | None) -> dict[str, Any] | None:
+    """Return how FFNs came to be shared, as a manifest records it; the calibration text by its hash."""
+    if sharing is None:
+        return None
+    text = None if sharing.calibration is None else hash_file(sharing.calibration).sha256
+    return asdict(sharing) | {"calibration": text}
 
 
 def copy_release(release: Release, directory: Path) -> None:
