@@ -1,4 +1,4 @@
-"""Random-weight files of the 0.5B shape for speed tests: ours, and stock llama.cpp's with the FFN 22 times."""
+"""Random-weight files of the 0.5B shape: ours, and stock llama.cpp's with the FFN 22 times."""
 
 from dataclasses import dataclass
 from pathlib import Path

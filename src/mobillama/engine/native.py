@@ -137,8 +137,8 @@ class Model:
 
     Args:
         path: a GGUF file of architecture ``mobillama``, as ``mobillama quantize`` writes it.
-        threads: how many processors to use; the calling thread is one of them. The same count always gives the
-            same logits, another count differs in the last bits.
+        threads: how many processors to use; the calling thread is one of them. The same count always gives
+            the same logits, another count differs in the last bits.
         kv_type: how sessions keep keys and values.
         context: the most tokens a session may hold; what the file says when None.
         isa: an instruction set out of :func:`available_isas`, or ``auto`` for the best.
