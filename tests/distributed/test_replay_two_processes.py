@@ -8,15 +8,7 @@ import toy_run
 
 from mobillama.core.records import LEDGER, Ledger
 
-TORCHRUN = (
-    sys.executable,
-    "-m",
-    "torch.distributed.run",
-    "--standalone",
-    "--nproc-per-node=2",
-    "-m",
-    "mobillama",
-)
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
 
 def by_two(*arguments):

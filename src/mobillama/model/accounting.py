@@ -24,10 +24,12 @@ class Sizes(Protocol):
     num_hidden_layers: int
     num_attention_heads: int
     num_key_value_heads: int
-    ffn_of_layer: Sequence[int]
     ffn_delta_rank: int
     ffn_gains: bool
     tie_word_embeddings: bool
+
+    @property
+    def ffn_of_layer(self) -> Sequence[int]: ...
 
 
 @dataclass(frozen=True)

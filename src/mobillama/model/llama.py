@@ -85,7 +85,7 @@ def share(
                     name = f"model.layers.{layer}.ffn_delta.{part.removesuffix('_proj')}"
                     a, b = low_rank(weight.float() - kept.float(), delta_rank)
                     weights |= {f"{name}_a": a.to(kept.dtype), f"{name}_b": b.to(kept.dtype)}
-    shared = MobiLlamaForCausalLM(shared_config).to(model.dtype)
+    shared = MobiLlamaForCausalLM(shared_config).to(dtype=model.dtype)  # pyright: ignore[reportCallIssue, reportArgumentType]
     shared.load_state_dict(weights)
     return shared.eval()
 

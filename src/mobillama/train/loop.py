@@ -8,6 +8,7 @@ from types import FrameType
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from mobillama.core.errors import UserError
 
@@ -100,7 +101,7 @@ def run(
         count = plan.batch.samples(step)
         loss = compute.gradients(state, micro_batches, count * plan.recipe.data.sequence_length)
         norm = nn.utils.clip_grad_norm_(state.model.parameters(), plan.recipe.train.clip_norm)
-        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         if not bool(torch.isfinite(loss) & torch.isfinite(norm)):
             state.model.zero_grad(set_to_none=True)
             first = plan.batch.first_sample(step)

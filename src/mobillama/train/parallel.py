@@ -77,7 +77,7 @@ def shard(model: MobiLlamaForCausalLM, world: World) -> None:
         fully_shard(unit, mesh=mesh)
     # An objective reaches into the model for hidden states and the head's weight; as a forward method of
     # the root it finds them gathered.
-    model.apply_objective = MethodType(apply_objective, model)  # pyright: ignore[reportAttributeAccessIssue]
+    model.apply_objective = MethodType(apply_objective, model)  # pyright: ignore[reportArgumentType]
     register_fsdp_forward_method(model, apply_objective.__name__)
 
 

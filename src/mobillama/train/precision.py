@@ -73,13 +73,13 @@ class CopyPasses:
             from .attention import SHORT_CAUSAL
 
             self.model.set_attn_implementation(SHORT_CAUSAL)
-        self.copies = list(self.model.parameters())
-        self.weights = list(state.model.parameters())
+        self.copies: list[Tensor] = list(self.model.parameters())
+        self.weights: list[Tensor] = list(state.model.parameters())
 
     def begin(self) -> None:
         """Round the fp32 weights into the copy."""
         with torch.no_grad():
-            torch._foreach_copy_(self.copies, self.weights)
+            torch._foreach_copy_(self.copies, self.weights)  # pyright: ignore[reportPrivateImportUsage]
 
     def forward(self, objective: Objective, batch: Batch) -> Tensor:
         """Return the sum of losses."""
