@@ -13,7 +13,14 @@ from .session import Logits
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    pass
+    from llguidance._lib import JsonCompileOptions
+
+# Where white space may stand at will, a small model writes it for ever. "x-guidance" in a schema overrides.
+PLAIN_JSON: "JsonCompileOptions" = {
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+}
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,7 @@ def json_schema(schema: str) -> Constraint:
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--json-schema {schema}: {error}; give a file or the schema itself") from None
     try:
-        return Constraint(LLMatcher.grammar_from_json_schema(text))
+        return Constraint(LLMatcher.grammar_from_json_schema(text, defaults=PLAIN_JSON))
     except ValueError as error:
         raise UserError(f"the JSON schema cannot be read: {error}; check its JSON") from None
 

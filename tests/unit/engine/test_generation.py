@@ -160,7 +160,6 @@ def test_a_schema_gives_valid_json(seed):
         sampling=Sampling(1.0, seed=seed), constraint=json_schema(json.dumps(SCHEMA)), max_tokens=200
     )
     session = ToySession(260, 256, seed=seed)
-    session.table[:, ord(" ")] -= 5
     events = list(generate(PrefixCache(session), TOKENIZER, [5, 6], options))
     assert events[-1].finish == "stop"
     value = json.loads("".join(event.text for event in events))
