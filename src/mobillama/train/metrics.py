@@ -18,15 +18,26 @@ RECORDS = ("metrics.jsonl", "evaluations.jsonl", "samples.jsonl")
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Return the dense bf16 peak of a GPU that we know, in FLOP/s; None for anything else.
+    """Return a device's peak in FLOP/s: stated for a GPU that we know, measured for a CPU, else None.
 
-    Source: NVIDIA's data sheets, without sparsity.
+    Source: NVIDIA's data sheets, dense bf16 without sparsity.
     """
-    if device.type != "cuda":
-        return None
+    if device.type == "cpu":
+        return measured_flops()
     known = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
     name = torch.cuda.get_device_name(device)
     return next((peak for part, peak in known.items() if part in name), None)
+
+
+def measured_flops(size: int = 1024, rounds: int = 8) -> float:
+    """Return the FLOP/s of this CPU's best bf16 product of two square matrices, on the threads in use."""
+    matrix = torch.ones(size, size, dtype=torch.bfloat16)
+    best_s = float("inf")
+    for _ in range(rounds):
+        started_at = time.monotonic()
+        matrix @ matrix
+        best_s = min(best_s, time.monotonic() - started_at)
+    return 2 * size**3 / best_s
 
 
 def flop_utilisation(tokens_per_second: float, flops_per_token: float, peak: float) -> float:

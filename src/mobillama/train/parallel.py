@@ -9,7 +9,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mobillama.model import MobiLlamaForCausalLM
@@ -64,8 +69,8 @@ def start() -> World:
     return World(dist.get_rank(), dist.get_world_size(), device)
 
 
-def shard(model: MobiLlamaForCausalLM, world: World) -> None:
-    """Shard weights, gradients and optimizer state over the ranks.
+def shard(model: MobiLlamaForCausalLM, world: World, compute: torch.dtype) -> None:
+    """Shard weights, gradients and optimizer state over the ranks; passes run in ``compute``, sums in fp32.
 
     The FFNs come first and are units of their own: inside a layer's unit a shared FFN would be gathered
     and freed with that layer while others still need it.
@@ -73,8 +78,13 @@ def shard(model: MobiLlamaForCausalLM, world: World) -> None:
     if world.size == 1:
         return
     mesh = init_device_mesh(world.device.type, (world.size,))
-    for unit in (*model.model.ffns, *model.model.layers, model):
-        fully_shard(unit, mesh=mesh)
+    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
+    for ffn in model.model.ffns:
+        # Gathered once a micro-batch, not once a layer; ``release`` ends that.
+        fully_shard(ffn, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+        ffn.set_reshard_after_backward(False)  # pyright: ignore[reportCallIssue]
+    for unit in (*model.model.layers, model):
+        fully_shard(unit, mesh=mesh, mp_policy=policy)
     # An objective reaches into the model for hidden states and the head's weight; as a forward method of
     # the root it finds them gathered.
     model.apply_objective = MethodType(apply_objective, model)  # pyright: ignore[reportArgumentType]
@@ -84,6 +94,13 @@ def shard(model: MobiLlamaForCausalLM, world: World) -> None:
 def apply_objective(model: Any, objective: Objective, batch: Batch) -> tuple[Tensor, Tensor]:
     """Return the objective's sum of losses and number of predictions, whether the model is sharded or not."""
     return objective(model, batch)
+
+
+def release(model: MobiLlamaForCausalLM) -> None:
+    """Free what sharded FFNs gathered for the passes of a micro-batch; a whole model has nothing to free."""
+    for ffn in model.model.ffns:
+        if isinstance(ffn, FSDPModule):
+            ffn.reshard()
 
 
 def gather(value: Tensor) -> Tensor:

@@ -11,12 +11,13 @@ from torch import Tensor
 from mobillama.model import MobiLlamaForCausalLM
 
 from .objectives import Batch, Objective
+from .parallel import release
 from .state import TrainingState
 
 
 @dataclass(frozen=True)
 class Precision:
-    """How forward passes compute on a device when they use the fp32 weights themselves."""
+    """How held-out text is measured, with the fp32 weights themselves."""
 
     name: str
     device: torch.device
@@ -43,21 +44,21 @@ class Passes(Protocol):
 
 
 class DirectPasses:
-    """Passes through the weights themselves: in fp32, or in bf16 under autocast where they are sharded."""
+    """Passes through the weights themselves, in fp32; where they are sharded, as they are gathered."""
 
-    def __init__(self, state: TrainingState, precision: Precision):
-        self.state, self.precision = state, precision
+    def __init__(self, state: TrainingState):
+        self.state = state
 
     def begin(self) -> None:
         """Do nothing: the weights are the ones to use."""
 
     def forward(self, objective: Objective, batch: Batch) -> Tensor:
         """Return the sum of losses."""
-        with self.precision.context():
-            return self.state.apply(objective, batch)[0]
+        return self.state.apply(objective, batch)[0]
 
     def collect(self) -> None:
-        """Do nothing: gradients are in place."""
+        """Free what was gathered; gradients are in place."""
+        release(self.state.model)
 
 
 class CopyPasses:
@@ -103,4 +104,4 @@ def passes(state: TrainingState, name: str) -> tuple[Passes, MobiLlamaForCausalL
     if name == "bf16" and state.world.size == 1:
         through_copy = CopyPasses(state)
         return through_copy, through_copy.model
-    return DirectPasses(state, Precision(name, state.world.device)), state.model
+    return DirectPasses(state), state.model

@@ -93,10 +93,15 @@ def build(recipe: Recipe, vocab_size: int, end_of_text_id: int, world: parallel.
     model.to(world.device)  # pyright: ignore[reportArgumentType, reportCallIssue]
     if recipe.train.checkpoint_activations:
         model.gradient_checkpointing_enable()
-    parallel.shard(model, world)
+    parallel.shard(model, world, compute_dtype(recipe))
     state = TrainingState(
         model, optimizer_module.build(model, recipe.train.optimizer), world, recipe.train.average_decay
     )
     if state.average_decay:
         state.average = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     return state
+
+
+def compute_dtype(recipe: Recipe) -> torch.dtype:
+    """Return the number format of forward and backward passes."""
+    return torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32

@@ -145,6 +145,7 @@ def begin(session: Session) -> Plan:
     if resumable := session.store.resumable():
         session.store.restore(session.state, resumable[-1])
         session.recorder.rewind(session.state.step)
+        warn_of_other_ranks(session)
         own_up(session, plan)
         if session.state.step < plan.total_steps:
             session.note("resume", world_size=session.world.size, environment=environment())
@@ -163,6 +164,14 @@ def own_up(session: Session, plan: Plan) -> None:
     if session.world.leads and step not in told:
         identity = records.manifest_hash(session.store.checkpoint(step))
         session.note("checkpoint", checkpoint=identity, samples_seen=plan.batch.first_sample(step + 1))
+
+
+def warn_of_other_ranks(session: Session) -> None:
+    """Note in the ledger that bits will differ where the run goes on with another number of ranks."""
+    checkpoint = session.store.checkpoint(session.state.step)
+    before, now = records.read_manifest(checkpoint)["world_size"], session.world.size
+    if before != now:
+        session.note("warning", reason=f"{before} ranks before, {now} now: equal in value, not in bits")
 
 
 def plan_of(recipe: Recipe, total_steps: int) -> Plan:
