@@ -76,7 +76,7 @@ def safetensors_with(path, header, data=b""):
         ({"x": 3}, b""),
         (
             {name: {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]} for name in ("x", "y")},
-            b"abcd",
+            b"abcdefgh",
         ),
         ({"x": {"dtype": "U8", "shape": [4], "data_offsets": [4, 8]}}, b"abcdefgh"),
         ({"x": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}}, b"abcdefgh"),

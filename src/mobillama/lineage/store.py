@@ -34,6 +34,7 @@ PACKED, OBJECTS = "packed", "objects"
 KEYFRAME_EVERY = 8
 """A checkpoint in so many is packed by itself, so that an export decodes few others on its way."""
 CACHED_BYTES = 1 << 30
+FLUSHES_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -100,17 +101,18 @@ class Store:
         require_intact(checkpoint, "checkpoint")
         earlier = self.record(before)["files"] if before else {}
         files: dict[str, list[dict[str, str]]] = {}
-        added = 0
+        fresh: dict[str, Path] = {}
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for entry in read_manifest(checkpoint, "checkpoint")["files"]:
                 path = entry["path"]
                 bases = {piece["name"]: piece["object"] for piece in earlier.get(path, [])}
-                jobs = [(piece, bases.get(piece.name)) for piece in pieces(checkpoint / path)]
-                done = list(pool.map(lambda job: self._put(*job), jobs))
+                jobs = [(piece, bases.get(piece.name), fresh) for piece in pieces(checkpoint / path)]
+                keys = list(pool.map(lambda job: self._put(*job), jobs))
                 files[path] = [
-                    {"name": job[0].name, "object": key} for job, (key, _) in zip(jobs, done, strict=True)
+                    {"name": job[0].name, "object": key} for job, key in zip(jobs, keys, strict=True)
                 ]
-                added += sum(size for _, size in done)
+        added = sum(partial.stat().st_size for partial in fresh.values())
+        self._settle(fresh)
         record: dict[str, Any] = {
             "manifest": (checkpoint / MANIFEST).read_text(encoding="utf-8"),
             "files": files,
@@ -119,19 +121,34 @@ class Store:
         atomic.write_text(self.folder / f"{checkpoint.name}.json", json.dumps(record, indent=1) + "\n")
         return added
 
-    def _put(self, piece: Piece, base: str | None) -> tuple[str, int]:
-        """Store a piece unless its content is there; return its key and the bytes that this took."""
+    def _put(self, piece: Piece, base: str | None, fresh: dict[str, Path]) -> str:
+        """Write a piece beside its place unless it is there; note it in ``fresh`` and return its key."""
         key = content_hash(piece.data)
         path = self.object_path(key)
-        if path.is_file():
-            return key, 0
+        partial = path.with_name(f".{key}{atomic.PARTIAL_SUFFIX}")
+        with self._lock:
+            if key in fresh or path.is_file():
+                return key
+            fresh[key] = partial
         other = self.get(base) if base else None
         if other is not None and (other.shape != piece.data.shape or other.dtype != piece.data.dtype):
             other = None
-        encoded = encode(piece.data, other, base)
-        with atomic.atomic_file(path) as partial:
-            partial.write_bytes(encoded)
-        return key, len(encoded)
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(encode(piece.data, other, base))
+        return key
+
+    def _settle(self, fresh: dict[str, Path]) -> None:
+        """Flush new objects to disk, all at once (one by one costs most of the time), then name them."""
+
+        def flush(partial: Path) -> None:
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+
+        with ThreadPoolExecutor(FLUSHES_AT_ONCE) as pool:
+            list(pool.map(flush, fresh.values()))
+            for key, partial in fresh.items():
+                partial.replace(self.object_path(key))
+            list(pool.map(atomic.sync_directory, {partial.parent for partial in fresh.values()}))
 
     def get(self, key: str) -> Bits:
         """Return the content of an object, checked against its name.
