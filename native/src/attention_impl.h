@@ -165,6 +165,7 @@ struct ByteCache {
         const std::byte* keys = chunk + cache.keys + tile * tile_size;
         const std::byte* values = chunk + cache.values + tile * tile_size;
         const auto* key_scales = reinterpret_cast<const float*>(chunk + cache.key_scales);
+        const auto* value_scales = reinterpret_cast<const float*>(chunk + cache.value_scales);
         typename S::I sums[R * kTiles];
         unroll<R * kTiles>([&](auto i) MOBILLAMA_INLINE_LAMBDA { sums[i] = S::set1_int(q.offsets[i / kTiles]); });
         for (std::uint32_t d = 0; d < head_dim; d += 4) {
@@ -179,6 +180,7 @@ struct ByteCache {
         }
         unroll<kTiles>([&](auto k) MOBILLAMA_INLINE_LAMBDA {
             const auto key_scale = S::load(key_scales + (tile + k) * 16);
+            prefetch(value_scales + (tile + k) * 16);
             unroll<R>([&](auto r) MOBILLAMA_INLINE_LAMBDA {
                 const auto scale = S::mul(key_scale, S::set1(q.scales[r]));
                 S::store(scores.rows[r] + (tile + k) * 16, S::mul(S::to_float(sums[r * kTiles + k]), scale));
@@ -260,6 +262,8 @@ struct ByteCache {
         constexpr int kRows = R < S::kWeighRows / 2 ? R : (S::kWeighRows / 2 > 0 ? S::kWeighRows / 2 : 1);
         const std::uint32_t padded = (positions + 15) / 16 * 16;
         const auto* value_scales = reinterpret_cast<const float*>(chunk + cache.value_scales);
+        const std::byte* next_scales = next_keys + (cache.key_scales - cache.keys);
+        for (std::size_t line = 0; line < padded * sizeof(float); line += 64) prefetch(next_scales + line);
         Weights<R> weights;
         for (int r = 0; r < R; ++r) {
             split(probabilities.rows[r], value_scales, padded, weights.high[r], weights.low[r], &weights.scales[r]);
