@@ -31,6 +31,8 @@ class Summary:
     elapsed_s: float | None
     loss: float | None
     bits_per_byte: float | None
+    whole: bool
+    """Whether the last evaluation read all held-out text, as the compressors did."""
     xz: float | None
     zstd: float | None
     parameters: int | None
@@ -58,6 +60,7 @@ def summary(run: Run) -> Summary:
         elapsed_s=last(run, "elapsed_s"),
         loss=recent_mean(column(run.metrics, "loss")),
         bits_per_byte=mean_bits_per_byte(run, run.evaluations[-1]) if run.evaluations else None,
+        whole=bool(run.evaluations) and run.evaluations[-1].get("whole", True),
         xz=mean_baseline(run, "xz"),
         zstd=mean_baseline(run, "zstd"),
         parameters=stored_parameters(run),

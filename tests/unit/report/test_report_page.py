@@ -122,6 +122,15 @@ def test_a_killed_run_without_checkpoints_evaluations_or_extras_still_reports(tm
     assert run["metrics"] == {"step": [1, 2], "tokens": [None, 10], "loss": [None, 4.5]}
 
 
+def test_an_evaluation_of_a_part_of_the_text_is_called_so(runs, page, tmp_path):
+    assert "first part of the held-out text" not in Page(page).text
+    copy = shutil.copytree(runs[0], tmp_path / "run")
+    lines = (copy / "evaluations.jsonl").read_text().splitlines(keepends=True)
+    (copy / "evaluations.jsonl").write_text("".join(lines[:-1]))
+    text = Page(report.write(copy, tmp_path / "page.html").read_text(encoding="utf-8")).text
+    assert "after step 350, on the first part of the held-out text only" in text
+
+
 def test_an_edited_ledger_shows_on_the_page(runs, tmp_path):
     shutil.copytree(runs[0], tmp_path / "run")
     ledger = Ledger(tmp_path / "run" / "ledger.jsonl")

@@ -163,8 +163,10 @@ function drawMap(figure) {
   const shown = choice.map === "changes" ? data.changes : data.norms.map((row) => row.map((v) => (row[0] ? v / row[0] : null)));
   // Changes span powers of ten; norms do not.
   const level = choice.map === "changes" ? (v) => Math.log(v) : (v) => v;
-  const levels = shown.flat().filter((v) => v > 0).map(level);
-  const low = Math.min(...levels), span = Math.max(...levels) - low || 1;
+  // The outer tenths share the end colours, so that one part unlike all others leaves them contrast.
+  const levels = shown.flat().filter((v) => v > 0).map(level).sort((a, b) => a - b);
+  const at = (share) => levels[Math.round(share * (levels.length - 1))];
+  const low = at(0.1), span = at(0.9) - low || 1;
   const [from, to] = [css("--map-low"), css("--map-high")].map((text) => text.split(",").map(Number));
   const step = (width - gutter) / columns;
   pen.font = "12px system-ui, sans-serif";
@@ -174,7 +176,7 @@ function drawMap(figure) {
     pen.fillText(data.parts[r], 0, r * cell + cell / 2);
     row.slice(first).forEach((value, c) => {
       if (!(value > 0)) return;
-      const share = 0.06 + (0.94 * (level(value) - low)) / span;
+      const share = 0.06 + 0.94 * Math.min(Math.max((level(value) - low) / span, 0), 1);
       pen.fillStyle = `rgb(${from.map((v, i) => Math.round(v + (to[i] - v) * share))})`;
       pen.fillRect(gutter + c * step, r * cell + 1, Math.max(step - (step > 6 ? 1 : 0), 0.5), cell - 2);
     });
