@@ -1,5 +1,7 @@
 """The application: its verbs, and how an error reaches a person."""
 
+import errno
+import os
 import sys
 from typing import Annotated
 
@@ -46,3 +48,15 @@ def main() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except Exception as error:
+        if not disk_is_full(error):
+            raise
+        where = f"{name}: " if (name := getattr(error, "filename", None)) else ""
+        print(f"error: {where}no space left; free some and give the same command again", file=sys.stderr)
+        sys.exit(2)
+
+
+def disk_is_full(error: Exception) -> bool:
+    """Tell whether an error comes from a full disk or a spent quota; libraries tell it in words only."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    return getattr(error, "errno", None) in full or any(os.strerror(code) in str(error) for code in full)

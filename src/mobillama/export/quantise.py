@@ -19,6 +19,7 @@ from . import metadata, plan
 from .calibration import calibrate as calibrate_model
 from .layout import STOCK_ARCHITECTURE
 from .rounding import Rounding, StoredTensor
+from .writing import written
 
 KIND = "device file"
 DEFAULT_TYPE = "mixed"
@@ -136,7 +137,8 @@ def write(
     metadata.write_tokenizer(writer, directory, config)
     metadata.write_provenance(writer, facts)
     for tensor in tensors:
-        writer.add_tensor(tensor.name, tensor.data, raw_dtype=gguf.GGMLQuantizationType[tensor.type.upper()])
+        kind = gguf.GGMLQuantizationType[tensor.type.upper()]
+        writer.add_tensor(tensor.name, written(tensor.data), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -9,6 +9,7 @@ from mobillama.core.atomic import atomic_file
 from mobillama.core.errors import UserError
 
 from .layout import STOCK_ARCHITECTURE, permuted
+from .writing import written
 
 ARCHITECTURE = "mobillama"
 OWN_KEYS = ("mobillama.ffn_of_layer", "mobillama.ffn_delta_rank", "mobillama.vocab_size")
@@ -59,8 +60,8 @@ def _add_tensors(writer: gguf.GGUFWriter, reader: gguf.GGUFReader, keys: dict[st
         if first == "ffn":
             ffn, part, _ = rest.split(".")
             for layer in layers_of[int(ffn)]:
-                writer.add_tensor(f"blk.{layer}.ffn_{part}.weight", data, raw_dtype=kind)
+                writer.add_tensor(f"blk.{layer}.ffn_{part}.weight", written(data), raw_dtype=kind)
             continue
         if (count := heads.get(rest.partition(".")[2])) is not None:
             data = permuted(data, count)
-        writer.add_tensor(tensor.name, data, raw_dtype=kind)
+        writer.add_tensor(tensor.name, written(data), raw_dtype=kind)

@@ -204,15 +204,20 @@ def build(corpus: Corpus, *, part_tokens: int = PART_TOKENS) -> Path:
             for place in places:
                 if not (directory / place.file).is_file():
                     tokens = corpus.tokens(place.subset).read(place.start, place.stop)
-                    with atomic.atomic_file(directory / place.first_file) as partial:
-                        first_ranks(tokens, corpus.vocab_size).tofile(partial)
-                    with atomic.atomic_file(directory / place.file) as partial:
-                        suffix_array(tokens).tofile(partial)
+                    save(directory / place.first_file, first_ranks(tokens, corpus.vocab_size))
+                    save(directory / place.file, suffix_array(tokens))
                 done += place.stop - place.start
                 advance(done, place.subset)
         write_manifest(directory, KIND, corpus=corpus.identity)
     remember(directory)
     return directory
+
+
+def save(path: Path, values: NDArray[Any]) -> None:
+    """Write an array's bytes, whole or not at all."""
+    # Not `tofile`: on a full disk NumPy's own stream can lose its last buffer without an error.
+    with atomic.atomic_file(path) as partial, partial.open("wb") as file:
+        file.write(values.data)
 
 
 def begin(directory: Path, corpus: Corpus, places: list[Place]) -> None:
