@@ -20,7 +20,7 @@ class ToySession:
         random = np.random.default_rng(seed)
         self.table = random.standard_normal((31, vocab_size)).astype(np.float32)
         # With noise, a token that arrives in company gets slightly other logits, as in a real engine.
-        self.noise, self.random = noise, random
+        self.noise = noise
         self.history_noise: list[float] = []
         if noise:
             self.split_tolerance = 3 * noise
@@ -41,10 +41,10 @@ class ToySession:
         self.passes.append(len(tokens))
         start = self.position
         self.tokens += tokens.tolist()
-        shared = self.noise if len(tokens) > 1 else 0.0
-        self.history_noise += (
-            self.random.uniform(-shared, shared, len(tokens)) / self.context_length
-        ).tolist()
+        # The same batch at the same place is always off by the same amount, as in a real engine.
+        size = self.noise / self.context_length if len(tokens) > 1 else 0.0
+        random = np.random.default_rng([start, len(tokens)])
+        self.history_noise += random.uniform(-size, size, len(tokens)).tolist()
         rows = np.stack([self.logits_at(end) for end in range(start + 1, self.position + 1)])
         return rows if all_logits else rows[-1]
 
