@@ -18,7 +18,8 @@ from transformers.cache_utils import DynamicCache
 
 from .questions import Branches, Continuation, Question, Score, common_length, split
 
-CPU_BATCH_TOKENS = 2048
+# More fills no more of a core and pads rows of unlike length further.
+CPU_BATCH_TOKENS = 512
 # Where it does not fit it is halved, and stays so.
 CUDA_BATCH_TOKENS = 1 << 17
 # Sharing a shorter beginning costs more than it saves.

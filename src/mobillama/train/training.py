@@ -147,6 +147,8 @@ def begin(session: Session) -> Plan:
         session.recorder.rewind(session.state.step)
         warn_of_other_ranks(session)
         own_up(session, plan)
+        if session.world.leads:
+            session.store.prune(recipe.checkpoint)
         if session.state.step < plan.total_steps:
             session.note("resume", world_size=session.world.size, environment=environment())
     else:
@@ -248,6 +250,8 @@ def at(values: dict[str, Any], dotted: str) -> Any:
 def follow(session: Session, plan: Plan) -> None:
     """Run the loop to the plan's end, with a checkpoint, measurements and records where they are due."""
     if session.state.step >= plan.total_steps:
+        if session.world.leads and session.ledger.entries()[-1]["event"] == "checkpoint":
+            session.note("stop", reason="finished")
         return
     length = session.recipe.data.sequence_length
     tokens = plan.batch.first_sample(plan.total_steps + 1) * length
@@ -302,10 +306,13 @@ class Between:
             )  # fmt: skip
             self.advance(tokens_seen, f"step {step.step}, loss {step.loss:.3f}")
         stopping = self.session.world.agree(self.session.stop.wanted)
-        if last or stopping or self.due(step.step):
-            self.checkpoint()
+        if self.due(step.step) or last:
+            # Measured first: a run killed in between repeats both, so no checkpoint lacks its measurement.
             self.measure(None if last else recipe.evaluate.bytes)
             self.speak()
+            self.checkpoint()
+        elif stopping:
+            self.checkpoint()
         elif recipe.evaluate.every_steps and step.step % recipe.evaluate.every_steps == 0:
             self.measure(recipe.evaluate.bytes)
         return stopping and state.step < self.plan.total_steps
