@@ -103,6 +103,13 @@ def release(model: MobiLlamaForCausalLM) -> None:
             ffn.reshard()
 
 
+def reshard(model: MobiLlamaForCausalLM) -> None:
+    """Let go of weights that a forward pass without a backward left gathered; the shards bear the names."""
+    for unit in model.modules():
+        if isinstance(unit, FSDPModule):
+            unit.reshard()
+
+
 def gather(value: Tensor) -> Tensor:
     """Return a whole tensor on the CPU, wherever its parts are. Every rank must call it."""
     whole = value.full_tensor() if isinstance(value, DTensor) else value

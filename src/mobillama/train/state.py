@@ -46,10 +46,12 @@ class TrainingState:
 
     def weights(self) -> Tensors:
         """Return every weight whole on the CPU. All ranks must call it."""
+        parallel.reshard(self.model)
         return {name: parallel.gather(weight) for name, weight in self.model.named_parameters()}
 
     def moments(self) -> Tensors:
         """Return optimizer state, averaged weights and random state, whole on the CPU, by name."""
+        parallel.reshard(self.model)
         names = self.names()
         tensors: Tensors = {f"average.{name}": parallel.gather(value) for name, value in self.average.items()}
         for number, member in enumerate(self.optimizers.members):
