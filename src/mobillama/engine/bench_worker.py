@@ -8,6 +8,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -63,10 +64,8 @@ class LlamaCpp:
     """Stock llama.cpp with its cache in f16, by its C API: no Python of its wrapper counts against it."""
 
     def __init__(self, path: Path, threads: int, context: int, options: dict[str, Any]):
-        import llama_cpp
-
-        self._api: Any = llama_cpp
-        self._llama: Any = llama_cpp.Llama(
+        self._api: Any = import_module("llama_cpp")  # an extra that a type checker may not find
+        self._llama: Any = self._api.Llama(
             str(path),
             n_ctx=context,
             n_batch=BATCH_TOKENS,

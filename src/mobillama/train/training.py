@@ -11,6 +11,7 @@ from typing import Any
 import tomli_w
 import torch
 import torch.distributed as dist
+from transformers.utils import logging as transformers_logging
 
 from mobillama.core import atomic, records
 from mobillama.core.config import Loaded, leaves
@@ -84,6 +85,7 @@ def train(loaded: Loaded[Recipe]) -> Path:
     world = parallel.start()
     if world.device.type == "cpu":
         host_memory.keep_freed_memory()
+    transformers_logging.disable_progress_bar()  # A bar for each checkpoint it writes would tear ours.
     try:
         with atomic.exclusive(recipe.run_dir) if world.leads else nullcontext():
             session = open_session(loaded, world)
