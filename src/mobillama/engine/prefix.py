@@ -1,8 +1,13 @@
 """The prompt-prefix cache: a session together with the tokens it holds.
 
 A prompt that begins like what the session holds is computed only from where it differs.
+
+Ids below 0 stand for embeddings and are hashes of them (`PrefixCache.embed`): a prompt is a list of
+ids whatever is in it, and the same image is the same prefix.
 """
 
+import hashlib
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +18,7 @@ import numpy as np
 from mobillama.core.atomic import atomic_directory
 from mobillama.core.errors import UserError
 
-from .session import Logits, SavableSession, Session, as_tokens
+from .session import Embeddings, EmbeddingSession, Logits, SavableSession, Session, as_tokens
 
 # A long prompt is computed in pieces, so that an interruption is heard within one of them.
 PREFILL_TOKENS = 512
@@ -37,6 +42,7 @@ class PrefixCache:
 
     session: Session
     tokens: list[int] = field(default_factory=list[int])
+    _embeddings: dict[int, Embeddings] = field(default_factory=dict[int, Embeddings], repr=False)
 
     @property
     def position(self) -> int:
@@ -48,10 +54,28 @@ class PrefixCache:
         """How many more tokens the session can take."""
         return self.session.context_length - len(self.tokens)
 
+    def embed(self, embeddings: Embeddings) -> list[int]:
+        """Return the ids, one a row, by which a prompt of this cache names ``embeddings`` (T, hidden_size).
+
+        Equal rows have equal ids. They are forgotten once a prompt without them has been computed.
+
+        Raises:
+            UserError: the session takes tokens only.
+        """
+        if not isinstance(self.session, EmbeddingSession):
+            raise UserError("this model takes text only; use one that was trained with images")
+        ids: list[int] = []
+        for row in np.array(embeddings, dtype=np.float32):
+            digest = hashlib.sha256(row.tobytes()).digest()
+            ids.append(-1 - int.from_bytes(digest[:8], "little") // 2)
+            self._embeddings[ids[-1]] = row
+        return ids
+
     def common_prefix(self, tokens: Sequence[int]) -> int:
         """Return how many tokens at the beginning of ``tokens`` are already computed."""
         length = min(len(tokens), len(self.tokens))
-        differs = np.flatnonzero(as_tokens(tokens[:length]) != as_tokens(self.tokens[:length]))
+        ours, theirs = (np.asarray(each[:length], dtype=np.int64) for each in (self.tokens, tokens))
+        differs = np.flatnonzero(ours != theirs)
         return int(differs[0]) if len(differs) else length
 
     def prefill(self, tokens: Sequence[int], interrupted: Callable[[], bool] = never) -> Logits:
@@ -70,6 +94,7 @@ class PrefixCache:
             if interrupted():
                 raise StoppedError
             logits = self.forward(tokens[begin : begin + PREFILL_TOKENS])
+        self._embeddings = {id_: self._embeddings[id_] for id_ in tokens if id_ in self._embeddings}
         return logits
 
     def _check(self, tokens: Sequence[int]) -> None:
@@ -80,21 +105,33 @@ class PrefixCache:
                 f"the prompt has {len(tokens)} tokens, the context holds {self.session.context_length}; "
                 "shorten it"
             )
-        if not 0 <= min(tokens) <= max(tokens) < self.session.vocab_size:
-            raise UserError(
-                f"the prompt has token {max(tokens)}, the model knows {self.session.vocab_size}; "
-                "use the tokenizer the model was trained with"
-            )
+        for token in tokens:
+            if not (0 <= token < self.session.vocab_size or token in self._embeddings):
+                raise UserError(
+                    f"the prompt has token {token}, the model knows {self.session.vocab_size}; "
+                    "use the tokenizer the model was trained with"
+                )
 
     def forward(self, tokens: Sequence[int], all_logits: bool = False) -> Logits:
         """Append ``tokens`` and return logits: the last token's (V,), or all (T, V)."""
         try:
-            logits = self.session.forward(as_tokens(tokens), all_logits)
+            logits = self._evaluate(tokens, all_logits)
         except BaseException:  # also Ctrl-C: the session may or may not hold the tokens already
             self.session.truncate(len(self.tokens))
             raise
         self.tokens.extend(tokens)
         return logits
+
+    def _evaluate(self, tokens: Sequence[int], all_logits: bool) -> Logits:
+        runs: list[Logits] = []
+        for embedded, run in itertools.groupby(tokens, lambda token: token < 0):
+            if embedded:
+                assert isinstance(self.session, EmbeddingSession)  # embed() made these ids
+                rows = np.stack([self._embeddings[token] for token in run])
+                runs.append(self.session.forward_embeddings(rows, all_logits))
+            else:
+                runs.append(self.session.forward(as_tokens(list(run)), all_logits))
+        return np.concatenate(runs) if all_logits else runs[-1]
 
     def truncate(self, position: int) -> None:
         """Forget every token from ``position`` on."""

@@ -77,7 +77,8 @@ class Sampler:
     def __post_init__(self) -> None:
         self._in_text = np.zeros(self.vocab_size, dtype=np.bool_)
         self._in_answer = np.zeros(self.vocab_size, dtype=np.bool_)
-        self._in_text[np.fromiter(self.prompt, dtype=np.int64)] = True
+        prompt = np.fromiter(self.prompt, dtype=np.int64)
+        self._in_text[prompt[prompt >= 0]] = True  # below 0 are embeddings
         self._random = np.random.default_rng(self.sampling.seed)
 
     def penalised(self, logits: Logits) -> Logits:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 Tokens = NDArray[np.int32]
 Logits = NDArray[np.float32]
+Embeddings = NDArray[np.float32]
 
 
 class Session(Protocol):
@@ -60,6 +61,15 @@ class SavableSession(Session, Protocol):
 
     def load(self, path: Path) -> None:
         """Replace the cache by what ``save`` wrote."""
+        ...
+
+
+@runtime_checkable
+class EmbeddingSession(Session, Protocol):
+    """A session that also takes input embeddings in place of tokens: an image's, for instance."""
+
+    def forward_embeddings(self, embeddings: Embeddings, all_logits: bool = False) -> Logits:
+        """As `forward`, from embeddings (T, hidden_size)."""
         ...
 
 

@@ -9,6 +9,7 @@ tokens one by one from there, and decides on those logits.
 Source: prompt lookup decoding (Saxena 2023), with this verification added.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -43,7 +44,10 @@ class PromptLookup:
     def propose(self, count: int) -> list[int]:
         """Return up to ``count`` tokens that followed the latest earlier occurrence of the text's end."""
         start = self._ends.get(tuple(self.tokens[-NGRAM_TOKENS:]))
-        return [] if start is None else self.tokens[start : start + count]
+        if start is None:
+            return []
+        # Ids below 0 are embeddings of the prompt, which nobody says again.
+        return list(itertools.takewhile(lambda token: token >= 0, self.tokens[start : start + count]))
 
 
 @dataclass

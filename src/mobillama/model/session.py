@@ -58,21 +58,29 @@ class TorchSession:
             raise ValueError(f"position {position} is not within the {self.position} tokens of the sequence")
         self.cache.crop(position - self.position)
 
-    @torch.inference_mode()
     def forward(self, tokens: NDArray[np.int32], all_logits: bool = False) -> NDArray[np.float32]:
         """Append tokens and return logits, (vocab_size,) of the last or (T, vocab_size) of each.
 
         Raises:
             UserError: the tokens do not fit into the context.
         """
-        if not len(tokens):
-            raise ValueError("give at least one token")
-        if (length := self.position + len(tokens)) > self.context_length:
-            raise UserError(f"{length} tokens do not fit: the model's context is {self.context_length}")
         input_ids = torch.as_tensor(np.asarray(tokens, dtype=np.int64), device=self.model.device)
+        return self._forward(len(tokens), all_logits, input_ids=input_ids.unsqueeze(0))
+
+    def forward_embeddings(
+        self, embeddings: NDArray[np.float32], all_logits: bool = False
+    ) -> NDArray[np.float32]:
+        """As `forward`, from input embeddings (T, hidden_size) in place of tokens."""
+        rows = torch.as_tensor(embeddings).to(self.model.device, self.model.dtype)
+        return self._forward(len(rows), all_logits, inputs_embeds=rows.unsqueeze(0))
+
+    @torch.inference_mode()
+    def _forward(self, count: int, all_logits: bool, **inputs: torch.Tensor) -> NDArray[np.float32]:
+        if not count:
+            raise ValueError("give at least one token")
+        if (length := self.position + count) > self.context_length:
+            raise UserError(f"{length} tokens do not fit: the model's context is {self.context_length}")
         arguments: dict[str, Any] = {"past_key_values": self.cache, "use_cache": True}
-        outputs = self.model(
-            input_ids=input_ids.unsqueeze(0), logits_to_keep=0 if all_logits else 1, **arguments
-        )
+        outputs = self.model(**inputs, logits_to_keep=0 if all_logits else 1, **arguments)
         logits = outputs.logits[0].float().cpu().numpy()
         return logits if all_logits else logits[-1]

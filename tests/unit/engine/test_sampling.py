@@ -89,3 +89,9 @@ def test_log_softmax_is_the_models_own_distribution():
 def test_values_out_of_bounds_are_named(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
         Sampling(**wrong)
+
+
+def test_an_image_in_the_prompt_penalises_no_word() -> None:
+    logits = np.ones(8, dtype=np.float32)
+    sampler = Sampler(Sampling(repetition_penalty=2.0), 8, prompt=[3, -2, -(2**62)])
+    assert np.flatnonzero(sampler.penalised(logits) != 1.0).tolist() == [3]

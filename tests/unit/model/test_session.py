@@ -35,6 +35,14 @@ def test_pieces_give_the_logits_of_the_whole(session, model):
     assert (session.position, session.context_length, session.vocab_size) == (7, 64, VOCABULARY)
 
 
+def test_embeddings_in_place_of_tokens_give_the_same_logits(session, model):
+    rows = model.get_input_embeddings().weight.detach().numpy()[TOKENS]
+    session.forward(TOKENS[:3])
+    actual = session.forward_embeddings(rows[3:], all_logits=True)
+    np.testing.assert_allclose(actual, full_logits(model, TOKENS)[3:], **SAME)
+    assert session.position == 7
+
+
 def test_truncating_and_resetting_forget_the_rest(session, model):
     for kept in (3, 0):
         session.reset()
