@@ -23,10 +23,10 @@ def register(app: typer.Typer) -> None:
 def evaluate(
     model: Annotated[str, typer.Argument(help="A checkpoint, run, model folder, .gguf or Hub name.")],
     tasks: Annotated[
-        str, typer.Option(help="Names with commas: paper, heldout, or any task of lm-eval.")
+        str, typer.Option(help="Names with commas: paper, heldout, vision, or any task of lm-eval.")
     ] = PAPER,
     data_dir: Annotated[
-        Path | None, typer.Option(help="The paper's benchmarks as files; from the Hub if not given.")
+        Path | None, typer.Option(help="Benchmarks as files; the paper's come from the Hub if not given.")
     ] = None,
     corpus: Annotated[
         Path | None, typer.Option(help="Whose held-out text; the run's own if not given.")
@@ -36,6 +36,9 @@ def evaluate(
     num_fewshot: Annotated[int | None, typer.Option(help="Worked examples, instead of the paper's.")] = None,
     all_checkpoints: Annotated[bool, typer.Option(help="Every checkpoint of a run.")] = False,
     against: Annotated[str | None, typer.Option(help="paper: beside its published rows.")] = None,
+    images: Annotated[
+        str, typer.Option(help="How tasks about images show them; with commas: right, shuffled, none.")
+    ] = "right",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
     dtype: Annotated[
         str, typer.Option(help="float32, bfloat16, ...; that of the files if not given.")
@@ -49,21 +52,23 @@ def evaluate(
     from rich.console import Console
 
     from mobillama.core import atomic
-    from mobillama.evaluate import tables, verb
+    from mobillama.evaluate import tables, verb, vision_tables
 
     # The paper's table has twelve columns; a pipe or a file can hold them.
     console, results = Console(width=None if sys.stdout.isatty() else WIDE), []
-    names = [name.strip() for name in tasks.split(",") if name.strip()]
     request = verb.Request(
-        model, names, data_dir, corpus, out, limit, num_fewshot, all_checkpoints, device, dtype
-    )
+        model, listed(tasks), data_dir, corpus, out, limit, num_fewshot, all_checkpoints, device, dtype,
+        verb.sights(listed(images)),
+    )  # fmt: skip
     for result in verb.run(request):
         results.append(result)
         if result["kind"] == "heldout":
             console.print(tables.heldout_table(result))
+        elif "images" in result["settings"]:
+            console.print(vision_tables.tables(result))
         else:
             console.print(tables.result_table(result))
-    answered = [result for result in results if result["kind"] == "evaluation"]
+    answered = [result for result in results if "averages" in result]
     if all_checkpoints and answered:
         console.print(tables.trajectory_table(answered))
     if against and answered:
@@ -73,8 +78,12 @@ def evaluate(
         atomic.write_text(json_file, json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
     place = out or verb.default_out(model)
     for result in results:
-        suffix = ".heldout" if result["kind"] == "heldout" else ""
-        console.print(f"result: {place / (result['folder'] + suffix)}.json", soft_wrap=True, highlight=False)
+        console.print(f"result: {place / result['file']}", soft_wrap=True, highlight=False)
+
+
+def listed(names: str) -> list[str]:
+    """Return names that are written with commas between them."""
+    return [name.strip() for name in names.split(",") if name.strip()]
 
 
 def compare(

@@ -4,60 +4,13 @@ import json
 import signal
 import sys
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mobillama import engine
-from mobillama.core.errors import UserError, require_extra
-
-DEVICE_FILE = ".gguf"
-
-
-def open_model(model: str, *, threads: int | None = None, kv_type: str = "q8_0") -> engine.LanguageModel:
-    """Return the language model of a device file, a checkpoint, a run or a model folder.
-
-    Raises:
-        UserError: there is no model there.
-    """
-    if model.endswith(DEVICE_FILE):
-        return engine.load(Path(model), threads=threads, kv_type=kv_type)
-    if not Path(model).is_dir():
-        raise UserError(f"{model}: no such model; give a .gguf file, a checkpoint, a run or a model folder")
-    require_extra("train", "torch", "transformers")
-    return open_checkpoint(model, threads)
-
-
-def open_checkpoint(model: str, threads: int | None) -> engine.LanguageModel:
-    """Return the language model of a directory of weights, computed by torch."""
-    import torch
-
-    from mobillama.model import TorchSession
-    from mobillama.model.checkpoint import locate
-    from mobillama.model.loading import load_language_model
-
-    if threads is not None:
-        torch.set_num_threads(threads)
-    directory = locate(model)
-    weights = load_language_model(directory)
-    return engine.LanguageModel(
-        name=directory.name,
-        tokenizer=engine.read_tokenizer(directory),
-        open_session=lambda: TorchSession(weights),
-        chat_template=read_chat_template(directory),
-    )
-
-
-def read_chat_template(directory: Path) -> str | None:
-    """Return the chat template in a model folder, as a file of its own or in the tokenizer's settings."""
-    path = directory / "chat_template.jinja"
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
-    settings = directory / "tokenizer_config.json"
-    return (
-        json.loads(settings.read_text(encoding="utf-8")).get("chat_template") if settings.is_file() else None
-    )
+from mobillama.core.errors import UserError
 
 
 def options(
@@ -122,15 +75,32 @@ def ctrl_c_stops_the_answer() -> Iterator[Interruption]:
 
 
 def generate(
-    model: engine.LanguageModel, prompt: str, chosen: engine.GenerationOptions, prompt_cache: Path | None
+    model: engine.LanguageModel,
+    prompt: str,
+    chosen: engine.GenerationOptions,
+    prompt_cache: Path | None,
+    images: Sequence[Path] = (),
 ) -> None:
-    """Write the continuation of ``prompt`` to standard output as it arrives, and why it ended."""
+    """Write the continuation of ``prompt`` to standard output as it arrives, and why it ended.
+
+    With images the prompt is a question, laid out as a conversation: models that see learnt from those.
+
+    Raises:
+        UserError: the model, the prompt or an image cannot be used so.
+    """
     text = sys.stdin.read() if prompt == "-" else prompt
+    if images and prompt_cache is not None:
+        raise UserError("--prompt-cache keeps prompts of text only; leave it or --image out")
     if prompt_cache is not None and prompt_cache.exists():
         model.cache.load(prompt_cache, model.identity)
     finish = None
     with ctrl_c_stops_the_answer() as interrupted:
-        for event in model.generate(text, chosen, interrupted=interrupted):
+        if images:
+            question = {"role": "user", "content": text, "images": images}
+            events = model.chat([question], chosen, interrupted=interrupted)
+        else:
+            events = model.generate(text, chosen, interrupted=interrupted)
+        for event in events:
             if chosen.logprobs is not None:
                 print(json.dumps(as_json(model, event), ensure_ascii=False))
             else:

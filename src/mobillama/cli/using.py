@@ -27,6 +27,10 @@ Shift = Annotated[
 Speculate = Annotated[
     bool, typer.Option("--speculate", help="Guess repetitions; same text as without, at temperature 0.")
 ]
+Images = Annotated[
+    list[Path] | None,
+    typer.Option("--image", help="Show this image with the question; may be given several times."),
+]
 PromptCache = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Keep the computed prompt here, and begin from it.")
 ]
@@ -41,7 +45,10 @@ def register(app: typer.Typer) -> None:
 
 def generate(
     model: Model,
-    prompt: Annotated[str, typer.Option(help="The text to continue; - reads standard input.")],
+    prompt: Annotated[
+        str, typer.Option(help="The text to continue, or what to ask about an image; - reads standard input.")
+    ],
+    image: Images = None,
     max_tokens: MaxTokens = 256,
     temperature: Temperature = 0.8,
     top_k: TopK = 0,
@@ -62,7 +69,9 @@ def generate(
     kv_type: KvType = "q8_0",
     prompt_cache: PromptCache = None,
 ) -> None:
-    """Continue a text."""
+    """Continue a text, or answer a question about images."""
+    from mobillama.vision.opening import open_model
+
     from . import speaking
 
     options = speaking.options(
@@ -71,8 +80,8 @@ def generate(
         json_schema=json_schema, regex=regex, logprobs=logprobs, context_shift=context_shift,
         speculate=speculate,
     )  # fmt: skip
-    opened = speaking.open_model(model, threads=threads, kv_type=kv_type)
-    speaking.generate(opened, prompt, options, prompt_cache)
+    opened = open_model(model, threads=threads, kv_type=kv_type)
+    speaking.generate(opened, prompt, options, prompt_cache, image or [])
 
 
 def chat(
@@ -80,6 +89,7 @@ def chat(
     system: Annotated[
         str | None, typer.Option(help="What the model is told before the conversation.")
     ] = None,
+    image: Images = None,
     max_tokens: MaxTokens = None,
     temperature: Temperature = 0.8,
     top_k: TopK = 0,
@@ -97,6 +107,8 @@ def chat(
     kv_type: KvType = "q8_0",
 ) -> None:
     """Talk with a model. Ctrl-C stops its answer, Ctrl-D ends the conversation."""
+    from mobillama.vision.opening import open_model
+
     from . import speaking, talking
 
     options = speaking.options(
@@ -105,7 +117,8 @@ def chat(
         json_schema=json_schema, regex=regex, logprobs=None, context_shift=context_shift,
         speculate=speculate,
     )  # fmt: skip
-    talking.converse(speaking.open_model(model, threads=threads, kv_type=kv_type), options, system)
+    opened = open_model(model, threads=threads, kv_type=kv_type)
+    talking.converse(opened, options, system, image or [])
 
 
 def bench(

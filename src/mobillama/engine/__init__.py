@@ -6,7 +6,7 @@ from .device_file import load
 from .generation import Event, GenerationOptions
 from .language_model import LanguageModel
 from .sampling import GREEDY, Sampling
-from .tokenizer import Tokenizer, read_tokenizer
+from .tokenizer import Tokenizer, read_chat_template, read_tokenizer
 
 __all__ = [
     "GREEDY",
@@ -18,6 +18,7 @@ __all__ = [
     "Tokenizer",
     "json_schema",
     "load",
+    "read_chat_template",
     "read_tokenizer",
     "regex",
 ]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from .generation import Event, GenerationOptions
 from .language_model import LanguageModel
@@ -14,7 +15,8 @@ class Conversation:
     """What was said so far; an answer joins it when it is complete or interrupted.
 
     Attributes:
-        messages: each with ``role`` (system, user, assistant) and ``content``, oldest first.
+        messages: each with ``role`` (system, user, assistant) and ``content``, and with ``images`` where
+            it shows some; oldest first.
     """
 
     model: LanguageModel
@@ -29,14 +31,21 @@ class Conversation:
         messages: Sequence[Message] = [{"role": "system", "content": system}] if system else []
         return cls(model, options, list(messages))
 
-    def ask(self, question: str, interrupted: Callable[[], bool] = never) -> Iterator[Event]:
+    def ask(
+        self, question: str, interrupted: Callable[[], bool] = never, *, images: Sequence[Any] = ()
+    ) -> Iterator[Event]:
         """Yield the answer's events. When it fails, the question is forgotten as well.
 
+        Arguments:
+            images: what the model's eye takes; each is looked at once and stays in the conversation.
+
         Raises:
-            UserError: the conversation no longer fits into the context.
+            UserError: the conversation no longer fits into the context, or an image cannot be read.
         """
         before = list(self.messages)
-        self.messages.append({"role": "user", "content": question})
+        rows = [self.model.look(image) for image in images]
+        message: Message = {"role": "user", "content": question}
+        self.messages.append({**message, "images": rows} if rows else message)
         answer: list[str] = []
         try:
             for event in self.model.chat(self.messages, self.options, interrupted=interrupted):

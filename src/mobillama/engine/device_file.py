@@ -45,6 +45,7 @@ def load(
         chat_template=metadata.get("tokenizer.chat_template"),
         metadata=metadata,
         identity=blake3_file(path),
+        image_token=metadata.get("mobillama.vision.image_token"),
     )
 
 

@@ -121,6 +121,15 @@ def read_tokenizer(directory: Path) -> Tokenizer:
     return Tokenizer(definition, frozenset(ends), begin)
 
 
+def read_chat_template(directory: Path) -> str | None:
+    """Return the chat template in a model folder, as a file of its own or in the tokenizer's settings."""
+    path = directory / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    template = _read_json(directory / "tokenizer_config.json").get("chat_template")
+    return template if isinstance(template, str) else None
+
+
 def _ids(listed: int | list[int] | None) -> set[int]:
     if listed is None:
         return set()

@@ -20,7 +20,7 @@ from mobillama.core.progress import progress
 
 from . import paper, requests, statistics
 from .requests import Item
-from .subjects import Subject
+from .subjects import Identity, Subject
 from .tasks import TaskSet, leaves
 
 PROMPTS = "prompts"
@@ -42,7 +42,7 @@ class Judged:
     cut_questions: int
 
 
-def directory_of(out: Path, subject: Subject) -> Path:
+def directory_of(out: Path, subject: Identity) -> Path:
     """Return where a model's results go: one place for these weights, in this arithmetic."""
     words = re.sub(r"[^\w.-]+", "-", subject.name).strip("-")
     return out / f"{words}-{subject.identity[:8]}-{subject.facts.get('dtype', subject.facts['backend'])}"
@@ -77,10 +77,10 @@ def evaluate(subject: Subject, chosen: TaskSet, out: Path, *, limit: int | None 
     return result
 
 
-def write_result(out: Path, name: str, result: dict[str, Any]) -> None:
-    """Write a result as `out/NAME.json`; `folder` says where its logs are."""
-    result["folder"] = name.removesuffix(".heldout")
-    atomic.write_text(out / f"{name}.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+def write_result(out: Path, name: str, result: dict[str, Any], *, suffix: str = "") -> None:
+    """Write a result as `out/NAME` + `suffix` + `.json`; `folder` says where its logs are."""
+    result |= {"folder": name, "file": f"{name}{suffix}.json"}
+    atomic.write_text(out / result["file"], json.dumps(result, indent=1, ensure_ascii=False) + "\n")
 
 
 def ask(

@@ -74,7 +74,7 @@ def evaluate_heldout(
             "subsets": subsets,
             "elapsed_s": round(time.monotonic() - started_at, 1),
         }
-        write_result(out, f"{directory.name}.{HELDOUT}", result)
+        write_result(out, directory.name, result, suffix=f".{HELDOUT}")
     return result
 
 

@@ -18,9 +18,9 @@ from .questions import Cut
 GGUF = ".gguf"
 
 
-@dataclass(frozen=True)
-class Subject:
-    """A model under measurement.
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """Which model is measured.
 
     Attributes:
         identity: names these very weights.
@@ -29,9 +29,15 @@ class Subject:
 
     name: str
     identity: str
+    facts: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject(Identity):
+    """A model under measurement by lm-eval's tasks."""
+
     lm: SharedPrefixLM
     tokenizer_identity: str
-    facts: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
 def open_subject(
@@ -66,9 +72,19 @@ def open_device_file(path: Path, cut: Cut) -> Subject:
         writer=lambda: model,
         cut=cut,
     )
-    facts = {key: value for key, value in model.metadata.items() if key.startswith("mobillama.provenance.")}
-    facts |= {"file": path.name, "size_bytes": path.stat().st_size, "backend": "engine"}
-    return Subject(path.stem, model.identity, lm, sha256_text(tokenizer.definition), facts)
+    return Subject(
+        name=path.stem,
+        identity=model.identity,
+        lm=lm,
+        tokenizer_identity=sha256_text(tokenizer.definition),
+        facts=device_file_facts(path, model.metadata),
+    )
+
+
+def device_file_facts(path: Path, metadata: dict[str, Any]) -> dict[str, Any]:
+    """Return what a result records of a `.gguf`."""
+    facts = {key: value for key, value in metadata.items() if key.startswith("mobillama.provenance.")}
+    return facts | {"file": path.name, "size_bytes": path.stat().st_size, "backend": "engine"}
 
 
 def fast_encoder(encode: Callable[..., list[int]]) -> Encoder:
@@ -122,16 +138,23 @@ def open_torch(model: str, *, device: str | None, dtype: str, cut: Cut) -> Subje
         writer=lambda: torch_writer(loaded, source),
         cut=cut,
     )
-    identity = model_identity(source)
-    facts = {
+    return Subject(
+        name=name_of(model, source),
+        identity=model_identity(source),
+        lm=lm,
+        tokenizer_identity=sha256_text(canonical_json(tokenizer.get_vocab())),
+        facts=torch_facts(loaded, source),
+    )
+
+
+def torch_facts(loaded: Any, source: Path) -> dict[str, Any]:
+    """Return what a result records of a model in torch."""
+    return {
         "backend": "torch",
         "dtype": str(loaded.dtype).removeprefix("torch."),
         "parameters": loaded.num_parameters(),
         "step": step_of(source),
     }
-    return Subject(
-        name_of(model, source), identity, lm, sha256_text(canonical_json(tokenizer.get_vocab())), facts
-    )
 
 
 def torch_writer(model: Any, source: Path) -> Any:

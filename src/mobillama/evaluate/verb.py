@@ -8,13 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mobillama.core.checked import require_checked
 from mobillama.core.errors import UserError
 from mobillama.data import Corpus
 
+from . import vision_evaluation
 from .evaluation import evaluate
 from .heldout import HELDOUT, evaluate_heldout
 from .subjects import checkpoints_of, open_subject
 from .tasks import load
+from .vision_evaluation import SIGHTS, Sight
+from .vision_tasks import is_vision_task
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class Request:
         corpus: whose held-out text; a run's own if not given.
         out: where results go; `evaluations` in the run, or here, if not given.
         limit: questions of each task, or documents of each subset.
+        sights: how benchmarks about images are shown them: right, shuffled, none.
     """
 
     model: str
@@ -40,6 +45,7 @@ class Request:
     all_checkpoints: bool = False
     device: str | None = None
     dtype: str = "auto"
+    sights: Sequence[Sight] = ("right",)
 
 
 def run(request: Request) -> Iterator[dict[str, Any]]:
@@ -51,16 +57,43 @@ def run(request: Request) -> Iterator[dict[str, Any]]:
     models = (
         [str(path) for path in checkpoints_of(request.model)] if request.all_checkpoints else [request.model]
     )
-    corpus = Corpus(request.corpus or corpus_of(request.model)) if HELDOUT in request.tasks else None
-    names = [name for name in request.tasks if name != HELDOUT]
+    corpus = None
+    if HELDOUT in request.tasks:
+        corpus = Corpus(request.corpus or corpus_of(request.model))
+        require_checked(corpus.directory, "corpus")
+    seeing = [name for name in request.tasks if is_vision_task(name)]
+    names = [name for name in request.tasks if name != HELDOUT and name not in seeing]
     chosen = load(names, data_dir=request.data_dir, num_fewshot=request.num_fewshot) if names else None
     out = request.out or default_out(request.model)
     for model in models:
+        if seeing:
+            yield run_vision(model, seeing, request, out)
+        if corpus is None and chosen is None:
+            continue
         subject = open_subject(model, device=request.device, dtype=request.dtype)
         if corpus is not None:
             yield evaluate_heldout(subject, corpus, out, limit=request.limit)
         if chosen is not None:
             yield evaluate(subject, chosen, out, limit=request.limit)
+
+
+def sights(names: Sequence[str]) -> list[Sight]:
+    """Return the ways to show images by their names.
+
+    Raises:
+        UserError: there is no such way.
+    """
+    for name in names:
+        if name not in SIGHTS:
+            raise UserError(f"--images {name}: choose among {', '.join(SIGHTS)}")
+    return [sight for sight in SIGHTS if sight in names]
+
+
+def run_vision(model: str, names: Sequence[str], request: Request, out: Path) -> dict[str, Any]:
+    """Return the result of a model on benchmarks about images."""
+    identity, opened = vision_evaluation.open_subject(model, device=request.device, dtype=request.dtype)
+    wanted = vision_evaluation.VisionRequest(names, request.data_dir, request.sights, request.limit)
+    return vision_evaluation.evaluate_vision(identity, opened, wanted, out)
 
 
 def run_of(model: str) -> Path | None:

@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig
 
 from mobillama.core.errors import UserError
 from mobillama.core.records import MANIFEST, manifest_hash, read_manifest
+from mobillama.engine import read_chat_template
 
 
 def write_shape(writer: GGUFWriter, config: PreTrainedConfig) -> None:
@@ -67,8 +68,14 @@ def write_tokenizer(writer: GGUFWriter, directory: Path, config: PreTrainedConfi
                 add(tokens.index(content))
     writer.add_add_bos_token(bool(settings.get("add_bos_token", False)))
     writer.add_string("tokenizer.huggingface.json", text)
-    if template := chat_template(directory, settings):
+    if template := read_chat_template(directory):
         writer.add_chat_template(template)
+
+
+def write_vision(writer: GGUFWriter, directory: Path) -> None:
+    """Write which token stands for an image, if the model sees; its vision half is a file of its own."""
+    if (token := read_json(directory / "config.json").get("image_token_index")) is not None:
+        writer.add_uint32("mobillama.vision.image_token", token)
 
 
 def tokenizer_path(directory: Path) -> Path:
@@ -100,15 +107,6 @@ def vocabulary(definition: dict[str, Any], size: int) -> tuple[list[str], list[T
             control = special[number]["special"]
             types[number] = TokenType.CONTROL if control else TokenType.USER_DEFINED
     return tokens, types
-
-
-def chat_template(directory: Path, settings: dict[str, Any]) -> str | None:
-    """Return the chat template that lies in a model folder, if there is one."""
-    path = directory / "chat_template.jinja"
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
-    template = settings.get("chat_template")
-    return template if isinstance(template, str) else None
 
 
 def provenance(directory: Path) -> dict[str, str | int]:

@@ -134,6 +134,7 @@ def write(
             gguf.GGUFValueType.UINT32,
         )
         writer.add_uint32("mobillama.ffn_delta_rank", config.ffn_delta_rank)
+        metadata.write_vision(writer, directory)
     metadata.write_tokenizer(writer, directory, config)
     metadata.write_provenance(writer, facts)
     for tensor in tensors:

@@ -1,16 +1,20 @@
 """Loading a language model whole: every weight from its files, or a clear error."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from mobillama.core.errors import UserError
 
 from . import checkpoint, official
 from .modeling import MobiLlamaForCausalLM
+
+SEEING = "llava"
+"""The model type of a language model with a vision tower and a projector."""
 
 
 def load_language_model(
@@ -18,7 +22,7 @@ def load_language_model(
 ) -> PreTrainedModel:
     """Return the causal language model of a checkpoint, of a run's last checkpoint or of a model folder.
 
-    It is in evaluation mode.
+    It is in evaluation mode. Of a model that sees it is the language half.
 
     Arguments:
         device: where it goes; CUDA where present, else the CPU, if not given.
@@ -31,6 +35,8 @@ def load_language_model(
     options: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "output_loading_info": True}
     # A release's configuration may name Llama, whose class would not fit its weights.
     loader = MobiLlamaForCausalLM if official.is_release(directory) else AutoModelForCausalLM
+    if (text := seeing_text_config(directory)) is not None:
+        options |= {"config": text, "key_mapping": {r"^model\.language_model\.": "model."}}
     try:
         result: Any = loader.from_pretrained(directory, **options)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -43,3 +49,9 @@ def load_language_model(
             f"{directory}: {len(missing)} weights are missing, first {missing[0]}; restore its files"
         )
     return loaded.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def seeing_text_config(directory: Path) -> PreTrainedConfig | None:
+    """Return the language half's configuration in a folder of a model that sees, None in any other."""
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    return AutoConfig.for_model(**config["text_config"]) if config.get("model_type") == SEEING else None
