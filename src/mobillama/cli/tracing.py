@@ -131,7 +131,7 @@ def trace(
     history = seen.History(run)
     opened = index.open_or_build(history.corpus)
     if contamination is not None:
-        report_contamination(opened, contamination, as_json)
+        report_contamination(run, opened, contamination, as_json)
         return
     if file is not None:
         text = file.read_text(encoding="utf-8")
@@ -166,13 +166,17 @@ def answer(run: Path, prompt: str) -> str:
     return model.complete(prompt, max_tokens=ANSWER_TOKENS, options=options)
 
 
-def report_contamination(opened: "Index", benchmark: Path, as_json: bool) -> None:
-    """Print how many items of a benchmark stand in the training data, and which."""
-    from mobillama.lineage import contamination
+def report_contamination(run: Path, opened: "Index", benchmark: Path, as_json: bool) -> None:
+    """Print how many items of a benchmark stand in the training data, and which; keep it for the card."""
+    from mobillama.lineage import contamination, results
     from mobillama.lineage.contamination_items import read_items
 
     matches = list(contamination.contamination(opened, read_items(benchmark)))
     rows = contamination.summary(matches)
+    name = benchmark.resolve().name
+    results.write_result(
+        run, "contamination", name, corpus=opened.corpus.identity, benchmark=name, files=rows
+    )
     if as_json:
         items = [contamination.as_json(opened, match) for match in matches]
         typer.echo(json.dumps({"files": rows, "items": items}, ensure_ascii=False))

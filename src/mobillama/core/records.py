@@ -7,6 +7,8 @@ made from by the hash of their manifests, so the chain can be walked back to the
 import hashlib
 import json
 import os
+import tomllib
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -22,6 +24,7 @@ MANIFEST = "manifest.json"
 LEDGER = "ledger.jsonl"
 FORMAT = 1
 GENESIS = "0" * 64
+TORN = "its last line is torn; starting the run again cuts it off"
 # What a run writes beside its ledger; each ledger line holds the hash of these as they were then.
 RUN_RECORDS = (
     "run.toml", "origins.json", "environment.json", "plan.json", "metrics.jsonl", "samples.jsonl",
@@ -59,22 +62,35 @@ def write_manifest(artifact: Path, kind: str, **facts: Any) -> str:
     """
     base, found = artifact.parent, [artifact]
     if artifact.is_dir():
-        base, found = artifact, sorted(file for file in artifact.rglob("*") if file.is_file())
+        base, found = artifact, [file for file in own_files(artifact) if file.is_file()]
     files = [
         {"path": file.relative_to(base).as_posix(), **asdict(hash_file(file))}
         for file in found
-        if file.name not in (MANIFEST, ".lock")
+        if file.name != MANIFEST
     ]
-    record = {"kind": kind, "format": FORMAT, **facts, "files": files}
-    # Through JSON first: the digest is of what a reader will parse, not of tuples and paths.
-    record["digest"] = digest(json.loads(canonical_json(record)))
+    record = sealed({"kind": kind, "format": FORMAT, **facts, "files": files})
     atomic.write_text(manifest_path(artifact), json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return manifest_hash(artifact)
+
+
+def own_files(directory: Path) -> list[Path]:
+    """Return what lies below a directory in name order, without what is hidden.
+
+    A lock, a Hub's ``.gitattributes`` and its download cache are no part of an artifact.
+    """
+    found = sorted(directory.rglob("*"))
+    return [path for path in found if not any(p.startswith(".") for p in path.relative_to(directory).parts)]
 
 
 def digest(record: dict[str, Any]) -> str:
     """Return the SHA-256 of a record without its own ``digest``, in canonical JSON."""
     return sha256_text(canonical_json({key: value for key, value in record.items() if key != "digest"}))
+
+
+def sealed(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record with its ``digest``, so that a change to it is found."""
+    # Through JSON first: the digest is of what a reader will parse, not of tuples and paths.
+    return {**record, "digest": digest(json.loads(canonical_json(record)))}
 
 
 def manifest_hash(artifact: Path) -> str:
@@ -119,8 +135,8 @@ def check_files(artifact: Path, record: dict[str, Any] | None = None) -> list[Pr
         checked = pool.map(check_file, repeat(directory), entries)
         problems = [problem for problem in checked if problem]
     named = {directory / entry["path"] for entry in entries}
-    for path in sorted(directory.rglob("*")) if artifact.is_dir() else []:
-        known = path in named or path.name in (MANIFEST, ".lock")
+    for path in own_files(directory) if artifact.is_dir() else []:
+        known = path in named or path.name == MANIFEST
         if not known and (path.is_file() or path.is_symlink()):
             problems.append(Problem(path, "not named in the manifest"))
     return problems
@@ -128,8 +144,10 @@ def check_files(artifact: Path, record: dict[str, Any] | None = None) -> list[Pr
 
 def check_file(directory: Path, entry: dict[str, Any]) -> Problem | None:
     """Compare one file with its manifest entry; the hash runs outside Python's lock."""
-    path = directory / entry["path"]
-    if not path.resolve().is_relative_to(directory.resolve()):
+    path, home = directory / entry["path"], directory.resolve()
+    # The Hub's client keeps a file's content in `blobs`, and in `snapshots/REVISION` links to it.
+    homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
+    if not any(path.resolve().is_relative_to(home) for home in homes):
         return Problem(path, "is a link out of its directory")
     if not path.is_file():
         return Problem(path, "missing")
@@ -140,16 +158,21 @@ def check_file(directory: Path, entry: dict[str, Any]) -> Problem | None:
     return None
 
 
-def require_intact(artifact: Path, kind: str) -> dict[str, Any]:
+def require_intact(artifact: Path, kind: str | None = None) -> dict[str, Any]:
     """Return the manifest of an artifact after checking every file against it.
 
     Raises:
         UserError: the first thing that is wrong.
     """
     record = read_manifest(artifact, kind)
-    if problems := check_files(artifact, record):
-        raise UserError(f"{problems[0]}; restore it or make it again")
+    refuse(check_files(artifact, record))
     return record
+
+
+def refuse(problems: list[Problem]) -> None:
+    """Stop at the first problem, if there is one."""
+    if problems:
+        raise UserError(f"{problems[0]}; restore it or make it again")
 
 
 class Ledger:
@@ -162,24 +185,29 @@ class Ledger:
     def __init__(self, path: Path):
         self.path = path
 
-    def append(self, event: str, **facts: Any) -> None:
-        """Write one line, flushed to disk, chained to the last. A torn last line is cut off first."""
+    def append(self, event: str, *, keeping: dict[str, int] | None = None, **facts: Any) -> None:
+        """Write one line, flushed to disk, chained to the last. A torn last line is cut off first.
+
+        Arguments:
+            keeping: a record's name to the bytes of it that stay, where it is about to be cut.
+        """
         lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
         if lines and not lines[-1].endswith(b"\n"):
             lines.pop()
             with self.path.open("r+b") as file:
                 file.truncate(sum(map(len, lines)))
         previous = hashlib.sha256(lines[-1].rstrip(b"\n")).hexdigest() if lines else GENESIS
-        entry = {"time": now(), "event": event, **facts, "records": self.records(), "previous": previous}
-        append_line(self.path, canonical_json({**entry, "digest": digest(entry)}))
+        facts["records"] = self.records(keeping or {})
+        entry = {"time": now(), "event": event, **facts, "previous": previous}
+        append_line(self.path, canonical_json(sealed(entry)))
 
-    def records(self) -> dict[str, dict[str, Any]]:
+    def records(self, keeping: dict[str, int]) -> dict[str, dict[str, Any]]:
         """Return size and SHA-256 of each of the run's other records that exists."""
         found: dict[str, dict[str, Any]] = {}
         for name in RUN_RECORDS:
             if (path := self.path.parent / name).is_file():
-                hashes = hash_file(path)
-                found[name] = {"size_bytes": hashes.size_bytes, "sha256": hashes.sha256}
+                data = path.read_bytes()[: keeping.get(name)]
+                found[name] = {"size_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         return found
 
     def entries(self) -> list[dict[str, Any]]:
@@ -190,8 +218,9 @@ class Ledger:
         """Return a problem for each line that was changed or does not chain to the one before it."""
         problems: list[Problem] = []
         previous: str | None = GENESIS
-        data = self.path.read_bytes()
-        for number, line in enumerate(data.splitlines(), start=1):
+        data = self.path.read_bytes() if self.path.exists() else b""
+        whole, _, torn = data.rpartition(b"\n")
+        for number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
             try:
                 entry = json.loads(line)
                 chained, changed = entry["previous"], entry["digest"] != digest(entry)
@@ -205,9 +234,54 @@ class Ledger:
             if previous is not None and chained != previous:
                 problems.append(Problem(self.path, f"line {number} does not follow line {number - 1}"))
             previous = None if changed else hashlib.sha256(line).hexdigest()
-        if data and not data.endswith(b"\n"):
-            problems.append(Problem(self.path, "its last line is torn; starting the run again cuts it off"))
+        if torn:
+            problems.append(Problem(self.path, TORN))
         return problems
+
+    def check_records(self) -> list[Problem]:
+        """Compare the run's records with what the last line says of them; what came later must parse."""
+        problems: list[Problem] = []
+        entries = self.entries()
+        told: dict[str, dict[str, Any]] = entries[-1].get("records", {}) if entries else {}
+        for name in RUN_RECORDS:
+            path, note = self.path.parent / name, told.get(name)
+            if not path.is_file():
+                if note:
+                    problems.append(Problem(path, "missing"))
+                continue
+            data = path.read_bytes()
+            size_bytes: int = note["size_bytes"] if note else 0
+            if len(data) < size_bytes:
+                problems.append(Problem(path, f"{len(data)} bytes, {size_bytes} recorded in the ledger"))
+            elif note and hashlib.sha256(data[:size_bytes]).hexdigest() != note["sha256"]:
+                problems.append(Problem(path, "content differs from the ledger"))
+            elif what := unvouched(path, data, size_bytes):
+                problems.append(Problem(path, what))
+        return problems
+
+    def require_intact(self) -> None:
+        """Check the chain and the run's records; a last line that a kill tore may be there.
+
+        Raises:
+            UserError: the first thing that is wrong.
+        """
+        refuse([problem for problem in self.check() if problem.what != TORN])
+        refuse(self.check_records())
+
+
+def unvouched(path: Path, data: bytes, vouched_bytes: int) -> str | None:
+    """Return what is wrong with the part of a record that no ledger line vouches for yet."""
+    try:
+        if path.suffix == ".jsonl":
+            for line in data[vouched_bytes:].split(b"\n")[:-1]:
+                json.loads(line)
+        elif vouched_bytes and len(data) != vouched_bytes:
+            return f"{len(data)} bytes, {vouched_bytes} recorded in the ledger"
+        else:
+            (tomllib if path.suffix == ".toml" else json).loads(data.decode("utf-8"))
+    except ValueError as error:
+        return f"cannot be read: {error}"
+    return None
 
 
 def append_line(path: Path, line: str) -> None:
@@ -225,3 +299,25 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     # Split at line feeds only: text inside may hold other characters that Unicode calls line ends.
     lines = path.read_bytes().split(b"\n")[:-1]
     return [json.loads(line.decode("utf-8", errors="replace")) for line in lines]
+
+
+def append_sealed(path: Path, entries: Iterable[dict[str, Any]]) -> None:
+    """Append lines that each hold their own digest."""
+    lines = (json.dumps(sealed(entry), ensure_ascii=False) for entry in entries)
+    append_line(path, "\n".join(lines))
+
+
+def read_sealed(path: Path) -> list[dict[str, Any]]:
+    """Return the whole lines that ``append_sealed`` wrote.
+
+    Raises:
+        UserError: a line was changed.
+    """
+    try:
+        entries = read_jsonl(path)
+    except ValueError as error:
+        raise UserError(f"{path}: cannot be read ({error}); restore it or remove it") from None
+    for number, entry in enumerate(entries, start=1):
+        if entry.get("digest") != digest(entry):
+            raise UserError(f"{path}: line {number} was changed after it was written; restore or remove it")
+    return entries

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from mobillama.core.errors import UserError, did_you_mean
-from mobillama.core.records import manifest_hash, read_manifest
+from mobillama.core.records import check_file, manifest_hash, read_manifest, refuse
 
 Split = Literal["train", "heldout"]
 SPLITS: tuple[Split, ...] = ("train", "heldout")
@@ -63,8 +63,14 @@ class HeldoutDocument:
 class Stream:
     """All shards of one subset and split in name order: one stream of tokens and its documents."""
 
-    def __init__(self, directory: Path, subset: str, split: Split, *, sizes: list[int], dtype: np.dtype[Any]):
+    def __init__(
+        self, directory: Path, subset: str, split: Split, *, files: dict[str, Any], dtype: np.dtype[Any]
+    ):
+        self.root = directory
         self.directory = directory / split / subset
+        self._files = files
+        own = (path for path in sorted(files) if path.startswith(f"{split}/{subset}/"))
+        sizes = [files[path]["size_bytes"] // dtype.itemsize for path in own if path.endswith(".tokens")]
         self.subset = subset
         self.split: Split = split
         self.dtype = dtype
@@ -137,6 +143,9 @@ class Stream:
 
     def _map_table(self, shard: int) -> Any:
         path = self.directory / f"{shard:05d}.documents"
+        # What stands in a table is told to people as fact, so it is checked whole when it is opened.
+        entry = self._files[path.relative_to(self.root).as_posix()]
+        refuse([problem] if (problem := check_file(self.root, entry)) else [])
         try:
             return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         except (OSError, pa.ArrowInvalid) as error:
@@ -158,10 +167,9 @@ class Corpus:
         self.end_of_text_id: int = self.manifest["tokenizer"]["end_of_text_id"]
         self.vocab_size: int = self.manifest["tokenizer"]["vocab_size"]
         self.dtype = np.dtype(self.manifest["tokenizer"]["dtype"])
+        files = {entry["path"]: entry for entry in self.manifest["files"]}
         self._streams = {
-            (subset, split): Stream(
-                directory, subset, split, sizes=self._shard_sizes(split, subset), dtype=self.dtype
-            )
+            (subset, split): Stream(directory, subset, split, files=files, dtype=self.dtype)
             for subset in self.subsets
             for split in SPLITS
         }
@@ -206,13 +214,3 @@ class Corpus:
         """Return a document's text, exactly as it was read."""
         tokens = self.tokens(document.subset, document.split).read(document.start, document.stop - 1)
         return self.tokenizer.decode(tokens.tolist(), skip_special_tokens=False)
-
-    def _shard_sizes(self, split: Split, subset: str) -> list[int]:
-        """Return the tokens of each shard in name order, as the manifest's file sizes tell them."""
-        prefix = f"{split}/{subset}/"
-        sizes = {
-            file["path"]: file["size_bytes"] // self.dtype.itemsize
-            for file in self.manifest["files"]
-            if file["path"].startswith(prefix) and file["path"].endswith(".tokens")
-        }
-        return [sizes[path] for path in sorted(sizes)]

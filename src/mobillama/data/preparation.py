@@ -19,7 +19,7 @@ from mobillama.core import atomic
 from mobillama.core.environment import installed_version
 from mobillama.core.errors import UserError
 from mobillama.core.hashing import canonical_json, hash_file
-from mobillama.core.records import MANIFEST, read_jsonl, read_manifest, write_manifest
+from mobillama.core.records import MANIFEST, read_jsonl, require_intact, write_manifest
 
 from . import minhash
 from .corpus import KIND, SPLITS
@@ -83,14 +83,14 @@ def is_prepared(section: CorpusSection, units: list[Unit]) -> bool:
     """Return whether the directory holds just this corpus already.
 
     Raises:
-        UserError: it holds something that is not a corpus, which is never overwritten.
+        UserError: it holds something that is not a whole corpus, which is never overwritten.
     """
     directory = section.directory
     if not directory.exists() or not any(path.name != ".lock" for path in directory.iterdir()):
         return False
     if not (directory / MANIFEST).exists():
         raise UserError(f"{directory}: holds files, but no corpus; choose another corpus.directory")
-    manifest = read_manifest(directory, KIND)
+    manifest = require_intact(directory, KIND)
     if manifest["recipe"] != content(section) or manifest["software"] != software():
         return False
     recorded = [(entry["subset"], entry["path"], entry["sha256"]) for entry in manifest["inputs"]]

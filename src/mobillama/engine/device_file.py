@@ -5,6 +5,7 @@ from typing import Any
 
 from mobillama.core.errors import UserError
 from mobillama.core.hashing import blake3_file
+from mobillama.core.records import manifest_path, read_manifest
 
 from .language_model import LanguageModel
 from .tokenizer import Tokenizer
@@ -36,6 +37,7 @@ def load(
         options["threads"] = threads
     if context is not None:
         options["context"] = context
+    identity = checked(path)
     model = native.Model(path, **options)
     metadata = dict(model.metadata)
     return LanguageModel(
@@ -44,9 +46,23 @@ def load(
         open_session=model.session,
         chat_template=metadata.get("tokenizer.chat_template"),
         metadata=metadata,
-        identity=blake3_file(path),
+        identity=identity,
         image_token=metadata.get("mobillama.vision.image_token"),
     )
+
+
+def checked(path: Path) -> str:
+    """Return the BLAKE3 of a device file, which its manifest must name where one lies beside it.
+
+    Raises:
+        UserError: the file or its manifest was changed.
+    """
+    identity = blake3_file(path)
+    if manifest_path(path).is_file():
+        (entry,) = read_manifest(path)["files"]
+        if entry["blake3"] != identity:
+            raise UserError(f"{path}: content differs from the manifest; restore it or make it again")
+    return identity
 
 
 def tokenizer_of(metadata: dict[str, Any], path: Path) -> Tokenizer:

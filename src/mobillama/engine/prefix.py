@@ -8,7 +8,6 @@ ids whatever is in it, and the same image is the same prefix.
 
 import hashlib
 import itertools
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +16,15 @@ import numpy as np
 
 from mobillama.core.atomic import atomic_directory
 from mobillama.core.errors import UserError
+from mobillama.core.records import require_intact, write_manifest
 
 from .session import Embeddings, EmbeddingSession, Logits, SavableSession, Session, as_tokens
 
 # A long prompt is computed in pieces, so that an interruption is heard within one of them.
 PREFILL_TOKENS = 512
+
+KIND = "prompt cache"
+SESSION = "session.kv"
 
 # What a context shift keeps of the beginning, where the instructions are; half of the rest is dropped.
 SHIFT_KEEPS = 1 / 8
@@ -156,9 +159,8 @@ class PrefixCache:
         if not isinstance(self.session, SavableSession):
             raise UserError("only a .gguf model's prompt cache can be saved; quantize the checkpoint first")
         with atomic_directory(directory) as partial:
-            self.session.save(partial / "session.bin")
-            record = {"format": 1, "model": model, "tokens": self.tokens}
-            (partial / "prefix.json").write_text(json.dumps(record), encoding="utf-8")
+            self.session.save(partial / SESSION)
+            write_manifest(partial, KIND, model=model, tokens=self.tokens)
 
     def load(self, directory: Path, model: str) -> None:
         """Read back what ``save`` wrote.
@@ -166,17 +168,13 @@ class PrefixCache:
         Raises:
             UserError: it is not there, is damaged, or belongs to other weights.
         """
-        path = directory / "prefix.json"
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            tokens, saved_for = [int(token) for token in record["tokens"]], record["model"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: not a saved prompt cache ({error}); save it again") from None
-        if saved_for != model:
+        record = require_intact(directory, KIND)
+        tokens = [int(token) for token in record["tokens"]]
+        if record["model"] != model:
             raise UserError(f"{directory}: saved with other weights; save it again with this model")
         if not isinstance(self.session, SavableSession):
             raise UserError("only a .gguf model's prompt cache can be loaded; quantize the checkpoint first")
-        self.session.load(directory / "session.bin")
+        self.session.load(directory / SESSION)
         if self.session.position != len(tokens):
             self.session.reset()
             self.tokens = []

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mobillama.core.errors import UserError
-from mobillama.core.records import read_jsonl
+from mobillama.core.records import digest, read_sealed
 
 from .statistics import PairedTest, compare
 
@@ -32,6 +32,8 @@ def read_result(path: Path) -> dict[str, Any]:
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         kind = result["kind"]
+        if result["digest"] != digest(result):
+            raise ValueError("it was changed after it was written")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path}: not a result ({error}); give a JSON file that mobillama evaluate wrote"
@@ -82,7 +84,7 @@ def item_scores(folder: Path, task: dict[str, Any]) -> dict[tuple[str, int], flo
     for log in task["logs"]:
         if not (folder / log).is_file():
             raise UserError(f"{folder / log}: the answers are gone; keep a result's folder beside it")
-        for entry in read_jsonl(folder / log):
+        for entry in read_sealed(folder / log):
             if isinstance(value := entry["scores"].get(task["metric"]), int | float):
                 scores[log, entry["id"]] = float(value)
     return scores

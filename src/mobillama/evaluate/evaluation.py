@@ -80,7 +80,8 @@ def evaluate(subject: Subject, chosen: TaskSet, out: Path, *, limit: int | None 
 def write_result(out: Path, name: str, result: dict[str, Any], *, suffix: str = "") -> None:
     """Write a result as `out/NAME` + `suffix` + `.json`; `folder` says where its logs are."""
     result |= {"folder": name, "file": f"{name}{suffix}.json"}
-    atomic.write_text(out / result["file"], json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(records.sealed(result), indent=1, ensure_ascii=False)
+    atomic.write_text(out / result["file"], f"{text}\n")
 
 
 def ask(
@@ -103,9 +104,7 @@ def ask(
         entries = [
             entry_of(task, item, found[item.document_id], cut) for item, cut in zip(chunk, cuts, strict=True)
         ]
-        records.append_line(
-            log, "\n".join(json.dumps(entry, ensure_ascii=False, default=float) for entry in entries)
-        )
+        records.append_sealed(log, entries)
         answered |= {entry["id"]: entry for entry in entries}
         scores |= found
         show(len(scores))
@@ -118,10 +117,14 @@ def ask(
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a log, after cutting off a last one that a killed process left torn."""
+    """Return the lines of a log, after cutting off a last one that a killed process left torn.
+
+    Raises:
+        UserError: a line was changed.
+    """
     if path.is_file() and not (content := path.read_bytes()).endswith(b"\n"):
         os.truncate(path, content.rfind(b"\n") + 1)
-    return records.read_jsonl(path)
+    return records.read_sealed(path)
 
 
 def respond(subject: Subject, chunk: list[Item]) -> list[int]:
@@ -158,7 +161,7 @@ def judge(task: ConfigurableTask, items: Iterable[Item]) -> dict[int, dict[str, 
 
 def entry_of(task: ConfigurableTask, item: Item, scores: dict[str, Any], cut_tokens: int) -> dict[str, Any]:
     """Return one line of the log; the prompts are in the prompts file, under the same id."""
-    return {
+    entry = {
         "id": item.document_id,
         "choices": [request.args[-1] for request in item.requests],
         "target": task.doc_to_text(item.document)
@@ -168,6 +171,7 @@ def entry_of(task: ConfigurableTask, item: Item, scores: dict[str, Any], cut_tok
         "scores": scores,
         "cut_tokens": cut_tokens,
     }
+    return json.loads(json.dumps(entry, default=float))  # NumPy's numbers as plain ones
 
 
 def describe(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from pathlib import Path
@@ -49,7 +48,7 @@ def evaluate_heldout(
                             "id": document.id,
                             "nats": nats[key],
                         }
-                        records.append_line(log, json.dumps(entry, ensure_ascii=False))
+                        records.append_sealed(log, [entry])
                     done += document.size_bytes
                     advance(done, subset)
         subsets = {

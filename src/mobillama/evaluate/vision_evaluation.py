@@ -1,6 +1,5 @@
 """Measure a model on benchmarks about images: real answers, written down as they come, taken up again."""
 
-import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -197,7 +196,7 @@ def answer(
     for start in range(0, len(wanted), CHUNK_QUESTIONS):
         chunk = wanted[start : start + CHUNK_QUESTIONS]
         fresh = [ask(model, asked.benchmark, item, look(item.image_name)) for item in chunk]
-        records.append_line(log, "\n".join(json.dumps(entry, ensure_ascii=False) for entry in fresh))
+        records.append_sealed(log, fresh)
         entries |= {entry["id"]: entry for entry in fresh}
         done += len(chunk)
         show(done)

@@ -8,7 +8,7 @@ from gguf import GGUFWriter, TokenType
 from transformers import PreTrainedConfig
 
 from mobillama.core.errors import UserError
-from mobillama.core.records import MANIFEST, manifest_hash, read_manifest
+from mobillama.core.records import LEDGER, MANIFEST, Ledger, manifest_hash, read_manifest
 from mobillama.engine import read_chat_template
 
 
@@ -120,6 +120,7 @@ def provenance(directory: Path) -> dict[str, str | int]:
                 found[key] = record[key]
     recipe = directory.parent.parent / "run.toml"
     if directory.parent.name == "checkpoints" and recipe.is_file():
+        Ledger(recipe.with_name(LEDGER)).require_intact()
         found["recipe"] = recipe.read_text(encoding="utf-8")
     return found
 

@@ -7,6 +7,7 @@ import gguf
 
 from mobillama.core.atomic import atomic_file
 from mobillama.core.errors import UserError
+from mobillama.core.records import manifest_path, require_intact
 
 from .layout import STOCK_ARCHITECTURE, permuted
 from .writing import written
@@ -21,8 +22,10 @@ def stock_copy(device_file: Path, out: Path) -> None:
     Needs no torch; the bytes of every block stay as they are.
 
     Raises:
-        UserError: the model has low-rank deltas or gains, which quantised bytes cannot take up.
+        UserError: the file was changed, or its model has deltas or gains, which quantised bytes cannot hold.
     """
+    if manifest_path(device_file).is_file():
+        require_intact(device_file)
     reader = gguf.GGUFReader(device_file)
     keys: dict[str, Any] = {name: field.contents() for name, field in reader.fields.items()}
     if any(".ffn_delta." in tensor.name or "ffn_gain" in tensor.name for tensor in reader.tensors):

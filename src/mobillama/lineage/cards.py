@@ -7,9 +7,10 @@ import jinja2
 
 from mobillama.core import atomic
 from mobillama.report.page import FILTERS, count, duration
-from mobillama.report.run import Corpus, Run, flat, read_run
+from mobillama.report.run import Corpus, Run, flat, intact_run
 from mobillama.report.summary import dropped_counts, heldout_rows, mixture, summary
 
+from .card_scores import scores
 from .describe_files import ffns_text
 from .transparency import indicators, source_text
 
@@ -37,9 +38,9 @@ def write(
         license: the weights' licence, which no record can know.
 
     Raises:
-        UserError: it is not a run directory or holds a damaged record.
+        UserError: it is not a run directory, or was changed.
     """
-    read = read_run(run)
+    read = intact_run(run)
     texts = render(read, repo=repo, license=license)
     folder = out or run / "cards"
     for name, text in texts.items():
@@ -76,6 +77,7 @@ def render(run: Run, *, repo: str | None = None, license: str | None = None) -> 
         "licences": licences(run.corpus) if run.corpus else None,
         "shown_inputs": SHOWN_INPUTS,
         "indicators": indicators(run),
+        "scores": scores(run.path),
     }
     return {name: environment.get_template(template).render(known) for name, template in CARDS.items()}
 

@@ -137,6 +137,33 @@ def device_file(path: Path, record: dict[str, Any]) -> Description:
     return description
 
 
+def result(path: Path, record: dict[str, Any]) -> Description:
+    """Describe a result of an evaluation: what was measured, on what, with which scores."""
+    model = record.get("model", {})
+    scores = {name: score_text(task) for name, task in record.get("tasks", {}).items()}
+    scores |= {name: score_text(subset) for name, subset in record.get("subsets", {}).items()}
+    return Description(
+        str(path),
+        f"result, {record['kind']}",
+        f"{model.get('name')} on {', '.join(scores)}; finished {record['finished_at']}.",
+        path.stat().st_size,
+        facts=scores,
+        configuration=flat(record.get("settings", {})),
+        made_by=made_by(record.get("environment", {}).get("source"), record.get("environment", {})),
+        parents=[f"model {model.get('name')} ({str(model.get('identity'))[:12]})"]
+        + [f"{key} {str(record[key])[:12]}" for key in ("corpus", "tokenizer") if key in record],
+    )
+
+
+def score_text(score: dict[str, Any]) -> str:
+    """Return what a task or a subset of held-out text was measured at."""
+    if "bits_per_byte" in score:
+        return f"{figure(score['bits_per_byte'])} bits per byte of {size(score.get('bytes'))}"
+    low, high = score.get("interval") or (None, None)
+    among = f" [{figure(low)}, {figure(high)}]" if low is not None else ""
+    return f"{score.get('metric')} {figure(score.get('value'))}{among}, {score.get('questions')} questions"
+
+
 def other(path: Path, record: dict[str, Any]) -> Description:
     """Describe an artifact of a kind that has no describer: its recorded facts, one line each."""
     told = {key: value for key, value in record.items() if key not in ELSEWHERE}
@@ -222,7 +249,8 @@ def made_by(source: dict[str, Any] | None, environment: dict[str, Any]) -> dict[
         changed = "with uncommitted changes" if source.get("dirty") else "clean"
         facts["source"] = f"commit {source['commit'][:12]}, {changed}"
     if command := environment.get("command"):
-        facts["command"] = " ".join(command)
+        program = "mobillama" if command[0] == "__main__.py" else command[0]  # python -m mobillama
+        facts["command"] = " ".join([program, *command[1:]])
     if packages := environment.get("packages"):
         facts["versions"] = ", ".join(f"{name} {version}" for name, version in packages.items())
     if environment.get("platform"):

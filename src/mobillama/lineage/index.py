@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobillama.core import atomic
+from mobillama.core.checked import require_checked
 from mobillama.core.errors import UserError, require_extra
 from mobillama.core.progress import progress
-from mobillama.core.records import manifest_hash, manifest_path, read_manifest, require_intact, write_manifest
+from mobillama.core.records import manifest_path, read_manifest, require_intact, write_manifest
 from mobillama.data import Corpus
 
 from .index_passages import Passages, find_passages
@@ -94,9 +95,10 @@ class Index:
     def __init__(self, corpus: Corpus):
         self.corpus = corpus
         self.directory = index_directory(corpus.directory)
-        record = checked_manifest(self.directory)
-        if record["corpus"] != corpus.identity:
+        if require_checked(self.directory, KIND)["corpus"] != corpus.identity:
             raise UserError(f"{self.directory}: is of another corpus than {corpus.directory}; build it anew")
+        # The text that is searched is the corpus's own.
+        require_checked(corpus.directory, "corpus")
         plan = json.loads((self.directory / PLAN).read_text(encoding="utf-8"))
         self.places = [Place(**place) for place in plan["places"]]
 
@@ -209,7 +211,6 @@ def build(corpus: Corpus, *, part_tokens: int = PART_TOKENS) -> Path:
                 done += place.stop - place.start
                 advance(done, place.subset)
         write_manifest(directory, KIND, corpus=corpus.identity)
-    remember(directory)
     return directory
 
 
@@ -274,43 +275,3 @@ def suffix_array(tokens: NDArray[Any]) -> NDArray[Any]:
 def first_ranks(tokens: NDArray[Any], vocab_size: int) -> NDArray[Any]:
     """Return (vocabulary + 1,) where in the suffix array the suffixes that begin with each token start."""
     return np.concatenate([[0], np.cumsum(np.bincount(tokens, minlength=vocab_size))]).astype(FIRST_TYPE)
-
-
-def checked_manifest(directory: Path) -> dict[str, Any]:
-    """Return the manifest of an index after checking every file, at full length once and by its stamp later.
-
-    Hashing a large index takes longer than any query. So what was found intact is remembered with each
-    file's size, inode and time of change, and hashed again when any of these differ.
-    """
-    record = read_manifest(directory, KIND)
-    try:
-        remembered = json.loads(stamp_path(directory).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        remembered = None
-    if remembered != stamps(directory, record):
-        record = require_intact(directory, KIND)
-        remember(directory)
-    return record
-
-
-def stamp_path(directory: Path) -> Path:
-    """Return where it is remembered that an index was found intact: beside it, it is no part of it."""
-    return directory.with_name(f".{directory.name}.checked")
-
-
-def stamps(directory: Path, record: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the manifest's hash and each file's size, inode and time of change, None if one is missing."""
-    try:
-        stats = {entry["path"]: (directory / entry["path"]).stat() for entry in record["files"]}
-    except OSError:
-        return None
-    files = {path: [stat.st_size, stat.st_ino, stat.st_ctime_ns] for path, stat in stats.items()}
-    return {"manifest": manifest_hash(directory), "files": files}
-
-
-def remember(directory: Path) -> None:
-    """Note that an index was found intact; where the place cannot be written to, it is checked each time."""
-    try:
-        atomic.write_text(stamp_path(directory), json.dumps(stamps(directory, read_manifest(directory))))
-    except OSError:
-        return

@@ -45,6 +45,7 @@ def describe(path: Path, *, hashes: bool = True) -> Description:
         UserError: there is nothing, or nothing that is known here.
     """
     from . import describe_files, describe_ours
+    from .results import read_result
     from .verify import check
 
     if not path.exists():
@@ -53,6 +54,8 @@ def describe(path: Path, *, hashes: bool = True) -> Description:
         description = describe_ours.run(path)
     elif manifest_path(path).is_file():
         description = describe_ours.artifact(path)
+    elif path.suffix == ".json" and (result := read_result(path)):
+        description = describe_ours.result(path, result)
     else:
         return describe_files.foreign(path)
     if hashes:

@@ -44,12 +44,13 @@ class History:
     """A run's recipe and corpus, from which everything that it saw follows.
 
     Raises:
-        UserError: not a run directory, or the corpus that it was trained on is not here.
+        UserError: not a run directory, its records were changed, or its corpus is not here.
     """
 
     def __init__(self, run: Path):
         if not (run / "run.toml").is_file():
             raise UserError(f"{run}: no run.toml here; give the directory that mobillama train wrote")
+        Ledger(run / LEDGER).require_intact()
         self.run = run
         self.recipe = config.load(run / "run.toml", Recipe).recipe
         self.corpus = Corpus(corpus_of(run, self.recipe))

@@ -12,6 +12,7 @@ from mobillama.report.run import Run
 from mobillama.report.summary import heldout_rows, summary
 
 from .describe_files import ffns_text
+from .results import results_in
 
 
 @dataclass(frozen=True)
@@ -115,18 +116,17 @@ def model_lines(run: Run) -> list[Line]:
 def records_lines(run: Run) -> list[Line]:
     """What is there of the run's history."""
     curves = f"`metrics.jsonl`: {len(run.metrics):,}, `evaluations.jsonl`: {len(run.evaluations):,}"
-    chained = run.ledger and not run.ledger_problems
     replays = sum(entry.get("event") == "replay" and bool(entry.get("equal")) for entry in run.ledger)
     return [
         ("training and evaluation curves", run.metrics, curves),
-        ("tamper-evident history", chained, f"`{LEDGER}`: {len(run.ledger)} hash-chained entries"),
+        ("tamper-evident history", run.ledger, f"`{LEDGER}`: {len(run.ledger)} hash-chained entries"),
         ("repeatability, bit for bit", replays, f"{replays} replays in the ledger ended equal"),
     ]
 
 
 def evaluation_lines(run: Run) -> list[Line]:
     """What the model was measured on."""
-    results = sorted(run.path.glob("evaluations/*.json"))
+    results = [path for path in results_in(run.path) if not path.name.startswith("contamination")]
     return [
         ("held-out text", run.evaluations, f"{len(heldout_rows(run))} subsets, beside xz and zstd"),
         ("benchmarks", results, f"{len(results)} result files in the run"),

@@ -25,6 +25,7 @@ from mobillama.core.records import (
 )
 from mobillama.core.tensors import TensorFile
 
+from .results import check_results, results_in
 from .verify_run import check_run
 
 # Formats that run code when they are loaded the ordinary way.
@@ -63,7 +64,8 @@ def check(path: Path) -> Verification:
         UserError: there is nothing of ours at ``path``.
     """
     artifacts, runs = find(path)
-    if not artifacts and not runs:
+    results = results_in(path)
+    if not artifacts and not runs and not results:
         raise UserError(
             f"{path}: no {MANIFEST} and no {LEDGER} here, so there is nothing to verify it against"
         )
@@ -74,6 +76,7 @@ def check(path: Path) -> Verification:
             if record:
                 result.artifacts[artifact] = record
     result.problems = [explained(problem, result.artifacts) for problem in result.problems]
+    result.problems += check_results(results)
     result.problems += duplicates(result.artifacts)
     for run in runs:
         if (run / "packed").is_dir():

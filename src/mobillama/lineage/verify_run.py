@@ -13,7 +13,6 @@ from mobillama.core.errors import UserError
 from mobillama.core.records import (
     LEDGER,
     MANIFEST,
-    RUN_RECORDS,
     Ledger,
     Problem,
     manifest_hash,
@@ -55,7 +54,7 @@ def check_run(run: Path) -> RunCheck:
             result.notes.append(f"{run}: not compared with its ledger, which is damaged")
         else:
             entries = ledger.entries()
-            result.problems += check_records(run, entries)
+            result.problems += ledger.check_records()
     checkpoints = held(run, "checkpoint")
     for one in (*checkpoints, *held(run, "state")):
         result.problems += check_name(one)
@@ -94,41 +93,6 @@ def packed(run: Path, unpacked: set[str]) -> list[Held]:
         except (ValueError, KeyError, TypeError, RecursionError):
             continue  # The store's own check names it.
     return found
-
-
-def check_records(run: Path, entries: list[dict[str, Any]]) -> list[Problem]:
-    """Compare the run's records with what the last ledger line says of them; later lines must parse."""
-    problems = []
-    told = entries[-1].get("records", {}) if entries else {}
-    for name in RUN_RECORDS:
-        path, note = run / name, told.get(name)
-        if not path.is_file():
-            if note:
-                problems.append(Problem(path, "missing"))
-            continue
-        data = path.read_bytes()
-        if note and len(data) < note["size_bytes"]:
-            problems.append(Problem(path, f"{len(data)} bytes, {note['size_bytes']} recorded in the ledger"))
-        elif note and hashlib.sha256(data[: note["size_bytes"]]).hexdigest() != note["sha256"]:
-            problems.append(Problem(path, "content differs from the ledger"))
-        else:
-            problems += check_syntax(path, data, note["size_bytes"] if note else 0)
-    return problems
-
-
-def check_syntax(path: Path, data: bytes, vouched_bytes: int) -> list[Problem]:
-    """Check what no ledger line vouches for yet: whole lines of JSON, or the whole file."""
-    try:
-        if path.suffix == ".jsonl":
-            for line in data[vouched_bytes:].split(b"\n")[:-1]:
-                json.loads(line)
-        elif len(data) != vouched_bytes and vouched_bytes:
-            return [Problem(path, f"{len(data)} bytes, {vouched_bytes} recorded in the ledger")]
-        else:
-            (tomllib if path.suffix == ".toml" else json).loads(data.decode("utf-8"))
-    except ValueError as error:
-        return [Problem(path, f"cannot be read: {error}")]
-    return []
 
 
 def check_name(checkpoint: Held) -> list[Problem]:

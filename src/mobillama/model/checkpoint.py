@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from mobillama.core import records
 from mobillama.core.errors import UserError
 
 CHECKPOINTS = "checkpoints"
@@ -17,6 +18,16 @@ def last_checkpoint(run: Path) -> Path | None:
         if (match := STEP_DIRECTORY.fullmatch(path.name)) and (path / "config.json").is_file()
     }
     return steps[max(steps)] if steps else None
+
+
+def require_intact(directory: Path) -> None:
+    """Check every file of a model folder that has a manifest; those of others have none.
+
+    Raises:
+        UserError: the first thing that is wrong.
+    """
+    if (directory / records.MANIFEST).is_file():
+        records.require_intact(directory)
 
 
 def locate(model: str | Path) -> Path:

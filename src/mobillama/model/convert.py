@@ -93,6 +93,7 @@ def convert(
         raise UserError(f"{destination}: is not empty; give a folder that does not exist")
     on_hub = official.is_hub_name(source)
     folder = official.download(str(source)) if on_hub else checkpoint.locate(source)
+    checkpoint.require_intact(folder)
     with atomic.atomic_directory(destination) as partial:
         if sharing is None and not stock_llama:
             copy_release(Release(folder, average=average), partial)

@@ -29,9 +29,10 @@ def load_language_model(
         dtype: of its weights; that of the files if not given.
 
     Raises:
-        UserError: there is no model there, its files cannot be read, or they lack a weight.
+        UserError: there is no model there, its files were changed, cannot be read, or lack a weight.
     """
     directory = checkpoint.locate(model)
+    checkpoint.require_intact(directory)
     options: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "output_loading_info": True}
     # A release's configuration may name Llama, whose class would not fit its weights.
     loader = MobiLlamaForCausalLM if official.is_release(directory) else AutoModelForCausalLM

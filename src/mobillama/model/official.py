@@ -26,7 +26,10 @@ from .configuration import MobiLlamaConfig
 from .weight_files import WeightFile, weight_files
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-HUB_FILES = ["*.json", "*.bin", "*.safetensors", "*.model"]
+# What models are made of, and the other files that `mobillama publish` puts beside one.
+HUB_FILES = [
+    "*.json", "*.bin", "*.safetensors", "*.model", "*.jinja", "*.jsonl", "*.toml", "*.md", "*.html",
+]  # fmt: skip
 FFN_KEY = re.compile(r"model\.layers\.(\d+)\.mlp\.((?:gate|up|down)_proj\.weight)")
 LAYER_KEY = re.compile(r"model\.layers\.(\d+)\.(?:self_attn\.[qkvo]_proj|\w+_layernorm)\.weight")
 TOP_KEYS = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")

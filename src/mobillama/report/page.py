@@ -13,7 +13,7 @@ from markupsafe import Markup
 from mobillama.core import atomic
 from mobillama.core.records import now
 
-from .run import Run, flat, read_run
+from .run import Run, flat, intact_run
 from .series import baselines, heldout_columns, metrics_columns
 from .summary import Summary, compared_recipes, dropped_counts, heldout_rows, mixture, sample_rows, summary
 from .timeline import timeline
@@ -29,10 +29,10 @@ def write(runs: Path | Sequence[Path], out: Path | None = None) -> Path:
         out: the HTML file; by default ``report.html`` in the run, or ``comparison.html`` beside the first.
 
     Raises:
-        UserError: one of them is not a run directory or holds a damaged record.
+        UserError: one of them is not a run directory, or was changed.
     """
     paths = [runs] if isinstance(runs, Path) else list(runs)
-    read = [read_run(path) for path in paths]
+    read = [intact_run(path) for path in paths]
     if out is None:
         out = paths[0] / "report.html" if len(paths) == 1 else paths[0].parent / "comparison.html"
     atomic.write_text(out, render(read))

@@ -11,10 +11,10 @@ from mobillama.core.records import (
     LEDGER,
     MANIFEST,
     Ledger,
-    Problem,
     manifest_hash,
     read_jsonl,
     read_manifest,
+    require_intact,
 )
 
 Entry = dict[str, Any]
@@ -58,7 +58,6 @@ class Run:
     samples: list[Entry] = field(default_factory=list)
     evaluations: list[Entry] = field(default_factory=list)
     ledger: list[Entry] = field(default_factory=list)
-    ledger_problems: list[Problem] = field(default_factory=list)
     checkpoints: list[Checkpoint] = field(default_factory=list)
     corpus: Corpus | None = None
 
@@ -76,6 +75,19 @@ class Run:
         return self.recipe.get("model", {})
 
 
+def intact_run(path: Path) -> Run:
+    """Return the records of a run after checking them: nothing that was changed is told as fact.
+
+    Raises:
+        UserError: it is not a run directory; or its ledger, a record or the last checkpoint was changed.
+    """
+    Ledger(path / LEDGER).require_intact()
+    run = read_run(path)
+    if run.checkpoints:
+        require_intact(run.checkpoints[-1].path)
+    return run
+
+
 def read_run(path: Path) -> Run:
     """Return the records of the run directory ``path``.
 
@@ -86,7 +98,6 @@ def read_run(path: Path) -> Run:
         raise UserError(f"{path}: no run.toml here; give the directory that mobillama train wrote")
     try:
         recipe = tomllib.loads((path / "run.toml").read_text(encoding="utf-8"))
-        ledger = Ledger(path / LEDGER)
         checkpoints = read_checkpoints(path / "checkpoints")
         return Run(
             path=path,
@@ -96,8 +107,7 @@ def read_run(path: Path) -> Run:
             metrics=with_elapsed(latest_by_step(read_jsonl(path / "metrics.jsonl"))),
             samples=read_jsonl(path / "samples.jsonl"),
             evaluations=latest_by_step(read_jsonl(path / "evaluations.jsonl")),
-            ledger=ledger.entries(),
-            ledger_problems=ledger.check() if ledger.path.exists() else [],
+            ledger=Ledger(path / LEDGER).entries(),
             checkpoints=checkpoints,
             corpus=find_corpus(path, recipe, checkpoints),
         )

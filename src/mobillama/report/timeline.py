@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from mobillama.core import atomic
+from mobillama.core.records import digest, require_intact, sealed
 from mobillama.core.tensors import TensorFile, model_tensors
 
 from .run import Checkpoint, Run
@@ -48,7 +49,7 @@ def part_of(name: str) -> str:
 def timeline(run: Run) -> Timeline:
     """Return the timeline of a run, measured where the cache beside the run does not have it yet."""
     cache_path = run.path / CACHE
-    cache = json.loads(cache_path.read_text(encoding="utf-8")) if cache_path.is_file() else {}
+    cache = read_cache(cache_path)
     used: dict[str, Any] = {}
     previous: Checkpoint | None = None
     for checkpoint in run.checkpoints:
@@ -56,7 +57,7 @@ def timeline(run: Run) -> Timeline:
         used[key] = cache.get(key) or measure(checkpoint.path, previous.path if previous else None)
         previous = checkpoint
     if used != cache:
-        atomic.write_text(cache_path, json.dumps(used))
+        atomic.write_text(cache_path, json.dumps(sealed({"measured": used})))
     measured = list(used.values())
     parts = sorted({part for one in measured for part in one}, key=part_order)
     return Timeline(
@@ -65,6 +66,15 @@ def timeline(run: Run) -> Timeline:
         norms=[[one.get(part, [None, None])[0] for one in measured] for part in parts],
         changes=[[one.get(part, [None, None])[1] for one in measured] for part in parts],
     )
+
+
+def read_cache(path: Path) -> dict[str, Any]:
+    """Return what was measured before; nothing where there is no cache or it was changed."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return record["measured"] if record["digest"] == digest(record) else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def part_order(part: str) -> tuple[int, int]:
@@ -88,7 +98,12 @@ def measure(checkpoint: Path, previous: Path | None) -> dict[str, list[float | N
     """Return by part the norm of its weights and the norm of their change relative to it.
 
     Sums run in float64 over float32 pieces, so memory stays constant and bf16 is exact.
+
+    Raises:
+        UserError: one of the checkpoints was changed.
     """
+    for folder in (checkpoint, previous) if previous else (checkpoint,):
+        require_intact(folder)
     now = model_tensors(checkpoint)
     before = model_tensors(previous) if previous else {}
     squares: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])

@@ -1,16 +1,17 @@
 """What is recorded of a step, in ``metrics.jsonl`` and for TensorBoard."""
 
 import json
+import os
 import resource
 import time
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from mobillama.core import atomic, records
 from mobillama.model.accounting import training_flops_per_token
 from mobillama.model.configuration import MobiLlamaConfig
 
@@ -72,18 +73,32 @@ class Recorder:
             if isinstance(value, (int, float)):
                 self.board.add_scalar(key, value, step)
 
-    def rewind(self, step: int) -> None:
-        """Forget what was recorded after ``step``, which will be recorded again."""
-        for name in RECORDS if self.leads else ():
-            path = self.run / name
-            kept = [json.dumps(line) for line in records.read_jsonl(path) if line["step"] <= step]
-            if path.exists():
-                atomic.write_text(path, "".join(line + "\n" for line in kept))
+    def until(self, step: int) -> dict[str, int]:
+        """Return how many bytes of each record tell of nothing after ``step``."""
+        kept: dict[str, int] = {}
+
+        def stays(line: bytes) -> bool:
+            return line.endswith(b"\n") and json.loads(line)["step"] <= step
+
+        for name in RECORDS:
+            if (self.run / name).is_file():
+                lines = (self.run / name).read_bytes().splitlines(keepends=True)
+                kept[name] = sum(map(len, takewhile(stays, lines)))
+        return kept
+
+    def cut(self, kept: dict[str, int]) -> None:
+        """Forget what comes after so many bytes of each record; it will be recorded again."""
+        for name, size_bytes in kept.items():
+            os.truncate(self.run / name, size_bytes)
 
     def sync(self) -> None:
         """Push what was written to the disk."""
-        if self.board is not None:
-            self.board.flush()
+        if self.board is None:
+            return
+        self.board.flush()
+        for path in (self.run / name for name in RECORDS if (self.run / name).is_file()):
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
 
 
 class Meter:

@@ -105,6 +105,8 @@ def open_session(loaded: Loaded[Recipe], world: parallel.World) -> Session:
         raise UserError(
             f"{recipe.corpus.directory}: no corpus here yet; run mobillama prepare with this recipe first"
         )
+    if world.leads:
+        records.require_intact(recipe.corpus.directory, "corpus")
     corpus = Corpus(recipe.corpus.directory)
     if recipe.model.max_position_embeddings < recipe.data.sequence_length:
         raise UserError(
@@ -132,6 +134,8 @@ def begin(session: Session) -> Plan:
     run, recipe = session.recipe.run_dir, session.recipe
     session.world.barrier()
     if (run / PLAN).exists():
+        if session.world.leads:
+            session.ledger.require_intact()
         refuse_other_recipe(run, recipe)
         facts = json.loads((run / PLAN).read_text(encoding="utf-8"))
         if facts["corpus"] != session.corpus.identity:
@@ -146,19 +150,28 @@ def begin(session: Session) -> Plan:
     plan = plan_of(recipe, facts["total_steps"])
     if resumable := session.store.resumable():
         session.store.restore(session.state, resumable[-1])
-        session.recorder.rewind(session.state.step)
+        if session.state.step < plan.total_steps:
+            rewind(session, "resume", world_size=session.world.size, environment=environment())
         warn_of_other_ranks(session)
         own_up(session, plan)
         if session.world.leads:
             session.store.prune(recipe.checkpoint)
-        if session.state.step < plan.total_steps:
-            session.note("resume", world_size=session.world.size, environment=environment())
     else:
-        session.recorder.rewind(-1)
-        session.note(
-            "start", world_size=session.world.size, environment=environment(), corpus=session.corpus.identity
-        )
+        made_from = {"corpus": session.corpus.identity}
+        rewind(session, "start", world_size=session.world.size, environment=environment(), **made_from)
     return plan
+
+
+def rewind(session: Session, event: str, **facts: Any) -> None:
+    """Note that the run goes on from its present step, and cut from its records what came after it.
+
+    The ledger's line comes first and vouches for the records as they will be: a kill in between leaves
+    records that begin as the line says, which is no fault.
+    """
+    if session.world.leads:
+        kept = session.recorder.until(session.state.step)
+        session.note(event, keeping=kept, **facts)
+        session.recorder.cut(kept)
 
 
 def own_up(session: Session, plan: Plan) -> None:

@@ -85,7 +85,7 @@ def test_a_prompt_cache_on_disk_changes_nothing_but_the_time(run, models, tmp_pa
     )
     answers = [run("generate", models / "m.gguf", *rest) for _ in range(2)]
     assert answers[0].stdout == answers[1].stdout != ""
-    assert (tmp_path / "p" / "prefix.json").is_file()
+    assert (tmp_path / "p" / "session.kv").is_file()
 
 
 def test_a_dialogue_through_pipes_ends_with_its_input(run, models):

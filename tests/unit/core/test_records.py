@@ -66,6 +66,26 @@ def test_a_link_out_of_the_directory_is_a_problem(artifact, tmp_path):
     assert "link out" in str(records.check_files(artifact)[0])
 
 
+def test_what_a_hub_and_its_client_add_is_no_part_of_an_artifact(artifact, tmp_path):
+    (artifact / ".gitattributes").write_text("*.safetensors filter=lfs")
+    (artifact / ".cache" / "huggingface").mkdir(parents=True)
+    (artifact / ".cache" / "huggingface" / "a.metadata").write_text("etag")
+    assert records.check_files(artifact) == []
+    # The client's cache: content by its hash, and for each revision links to it.
+    snapshot, blobs = tmp_path / "models--a--b" / "snapshots" / "0123", tmp_path / "models--a--b" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for name in ("a.bin", "part/b.txt", records.MANIFEST):
+        (snapshot / name).parent.mkdir(exist_ok=True)
+        (artifact / name).rename(blobs / name.replace("/", "-"))
+        (snapshot / name).symlink_to(blobs / name.replace("/", "-"))
+    assert records.check_files(snapshot) == []
+    (blobs / "a.bin").rename(tmp_path / "outside")
+    (snapshot / "a.bin").unlink()
+    (snapshot / "a.bin").symlink_to(tmp_path / "outside")
+    assert "link out" in str(records.check_files(snapshot)[0])
+
+
 @pytest.mark.parametrize("path", ["../secret", "/etc/passwd", "a/../../b"])
 def test_a_manifest_that_names_files_outside_is_refused(artifact, path):
     manifest = artifact / records.MANIFEST

@@ -9,6 +9,7 @@ from native_reference import ModelFile, TinyShape
 from toy import ToySession, byte_tokenizer
 
 from mobillama.core.errors import UserError
+from mobillama.core.records import write_manifest
 from mobillama.engine import GREEDY, GenerationOptions, native
 from mobillama.engine.generation import generate
 from mobillama.engine.prefix import PREFILL_TOKENS, PrefixCache, StoppedError
@@ -62,12 +63,14 @@ def test_other_weights_and_damage_are_refused(tmp_path):
     cache.save(tmp_path / "prefix", "weights")
     with pytest.raises(UserError, match="other weights"):
         cache.load(tmp_path / "prefix", "different")
-    (tmp_path / "prefix" / "prefix.json").write_text('{"tokens": [1, 2], "model": "weights"}')
+    write_manifest(tmp_path / "prefix", "prompt cache", model="weights", tokens=[1, 2])
     with pytest.raises(UserError, match="do not belong together"):
         cache.load(tmp_path / "prefix", "weights")
-    (tmp_path / "prefix" / "prefix.json").write_text("{")
-    with pytest.raises(UserError, match="not a saved prompt cache"):
+    (tmp_path / "prefix" / "session.kv").write_bytes(b"other")
+    with pytest.raises(UserError, match=r"session\.kv: .* recorded"):
         cache.load(tmp_path / "prefix", "weights")
+    with pytest.raises(UserError, match=r"no manifest\.json here"):
+        cache.load(tmp_path, "weights")
 
 
 def test_a_pass_that_fails_leaves_tokens_and_session_in_step():

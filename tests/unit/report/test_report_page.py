@@ -127,17 +127,30 @@ def test_an_evaluation_of_a_part_of_the_text_is_called_so(runs, page, tmp_path):
     copy = shutil.copytree(runs[0], tmp_path / "run")
     lines = (copy / "evaluations.jsonl").read_text().splitlines(keepends=True)
     (copy / "evaluations.jsonl").write_text("".join(lines[:-1]))
+    Ledger(copy / "ledger.jsonl").append("warning", reason="the last evaluation was taken out")
     text = Page(report.write(copy, tmp_path / "page.html").read_text(encoding="utf-8")).text
     assert "after step 350, on the first part of the held-out text only" in text
 
 
-def test_an_edited_ledger_shows_on_the_page(runs, tmp_path):
+def test_a_run_with_an_edited_ledger_is_not_reported(runs, tmp_path):
     shutil.copytree(runs[0], tmp_path / "run")
     ledger = Ledger(tmp_path / "run" / "ledger.jsonl")
     ledger.path.write_text(ledger.path.read_text().replace('"step":100', '"step":101'))
-    assert (
-        "broken: line 4 was changed" in Page(report.write(tmp_path / "run").read_text(encoding="utf-8")).text
-    )
+    with pytest.raises(UserError, match="line 4 was changed"):
+        report.write(tmp_path / "run")
+
+
+def test_what_was_measured_of_changed_weights_is_measured_again(runs, tmp_path):
+    run = shutil.copytree(runs[0], tmp_path / "run")
+    before = Page(report.write(run).read_text(encoding="utf-8")).curves
+    cache = run / ".timeline.json"
+    cache.write_text(cache.read_text().replace("1", "2", 1))
+    assert Page(report.write(run).read_text(encoding="utf-8")).curves == before
+    weights = run / "checkpoints" / "step-00000100" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    cache.unlink()
+    with pytest.raises(UserError, match=r"step-00000100/model\.safetensors: content differs"):
+        report.write(run)
 
 
 def test_a_long_run_is_thinned_and_keeps_its_spike(tmp_path):
@@ -159,7 +172,7 @@ def test_what_is_no_run_is_refused(tmp_path):
 def test_damaged_records_are_refused_with_the_way_to_find_them(runs, tmp_path):
     shutil.copytree(runs[0], tmp_path / "run")
     (tmp_path / "run" / "metrics.jsonl").write_text("not json\n")
-    with pytest.raises(UserError, match="mobillama verify"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl: 9 bytes, .* recorded in the ledger"):
         report.write(tmp_path / "run")
 
 
