@@ -66,8 +66,19 @@ def quantize(
         bool, typer.Option(help="Write the FFN once a layer, for stock llama.cpp.")
     ] = False,
 ) -> None:
-    """Write one device file with every shared FFN stored once."""
+    """Write one device file with every shared FFN stored once, and for a model that sees its vision half."""
     require_extra("train", "torch", "gguf")
     from mobillama.export import quantize as quantize_model
+    from mobillama.model.checkpoint import locate
+    from mobillama.model.loading import sees
 
-    typer.echo(quantize_model(model, out, type=type, calibrate=calibrate, stock_llama=stock_llama))
+    directory = locate(model)
+    seeing = sees(directory) and not stock_llama
+    if seeing:
+        require_extra("onnx", "onnx", "onnxscript", "onnxruntime")
+    typer.echo(quantize_model(directory, out, type=type, calibrate=calibrate, stock_llama=stock_llama))
+    if seeing:
+        from mobillama.vision.onnx_export import write_vision_half
+        from mobillama.vision.onnx_eye import vision_half
+
+        typer.echo(write_vision_half(directory, vision_half(out), int8=type != "f16"))

@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -39,6 +39,9 @@ def evaluate(
     images: Annotated[
         str, typer.Option(help="How tasks about images show them; with commas: right, shuffled, none.")
     ] = "right",
+    gallery: Annotated[
+        int, typer.Option(help="Show so many answers about images on a page; 0 writes none.")
+    ] = 24,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
     dtype: Annotated[
         str, typer.Option(help="float32, bfloat16, ...; that of the files if not given.")
@@ -58,7 +61,7 @@ def evaluate(
     console, results = Console(width=None if sys.stdout.isatty() else WIDE), []
     request = verb.Request(
         model, listed(tasks), data_dir, corpus, out, limit, num_fewshot, all_checkpoints, device, dtype,
-        verb.sights(listed(images)),
+        verb.sights(listed(images)), gallery,
     )  # fmt: skip
     for result in verb.run(request):
         results.append(result)
@@ -78,7 +81,14 @@ def evaluate(
         atomic.write_text(json_file, json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
     place = out or verb.default_out(model)
     for result in results:
-        console.print(f"result: {place / result['file']}", soft_wrap=True, highlight=False)
+        pages = [f"gallery: {place / task['gallery']}" for task in galleries(result)]
+        for line in (*pages, f"result: {place / result['file']}"):
+            console.print(line, soft_wrap=True, highlight=False)
+
+
+def galleries(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the tasks of a result whose answers are shown on a page."""
+    return [task for task in result.get("tasks", {}).values() if "gallery" in task]
 
 
 def listed(names: str) -> list[str]:

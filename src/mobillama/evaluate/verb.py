@@ -33,6 +33,7 @@ class Request:
         out: where results go; `evaluations` in the run, or here, if not given.
         limit: questions of each task, or documents of each subset.
         sights: how benchmarks about images are shown them: right, shuffled, none.
+        gallery: how many answers about images a page shows.
     """
 
     model: str
@@ -46,6 +47,7 @@ class Request:
     device: str | None = None
     dtype: str = "auto"
     sights: Sequence[Sight] = ("right",)
+    gallery: int = 0
 
 
 def run(request: Request) -> Iterator[dict[str, Any]]:
@@ -92,7 +94,9 @@ def sights(names: Sequence[str]) -> list[Sight]:
 def run_vision(model: str, names: Sequence[str], request: Request, out: Path) -> dict[str, Any]:
     """Return the result of a model on benchmarks about images."""
     identity, opened = vision_evaluation.open_subject(model, device=request.device, dtype=request.dtype)
-    wanted = vision_evaluation.VisionRequest(names, request.data_dir, request.sights, request.limit)
+    wanted = vision_evaluation.VisionRequest(
+        names, request.data_dir, request.sights, request.limit, request.gallery
+    )
     return vision_evaluation.evaluate_vision(identity, opened, wanted, out)
 
 

@@ -28,6 +28,7 @@ Sight = Literal["right", "shuffled", "none"]
 SIGHTS: tuple[Sight, ...] = ("right", "shuffled", "none")
 SHUFFLE_SEED = 0
 LOOKED_AT = 64
+Entry = dict[str, Any]
 CHUNK_QUESTIONS = 64
 
 
@@ -63,12 +64,13 @@ class Asked:
 
 @dataclass(frozen=True)
 class VisionRequest:
-    """What to measure, of the verb's own words."""
+    """What to measure, of the verb's own words; `gallery` is how many answers a page shows, 0 for none."""
 
     tasks: Sequence[str]
     data_dir: Path | None
     sights: Sequence[Sight] = ("right",)
     limit: int | None = None
+    gallery: int = 0
 
 
 def open_subject(model: str, *, device: str | None, dtype: str) -> tuple[Identity, engine.LanguageModel]:
@@ -107,7 +109,8 @@ def evaluate_vision(
         for sight in request.sights
     ]
     directory = directory_of(out, subject)
-    tasks = {}
+    tasks: dict[str, dict[str, Any]] = {}
+    answers: dict[str, dict[int, Entry]] = {}
     with atomic.exclusive(directory):
         total, done = sum(len(each.questions) for each in asked), 0
         with progress(f"evaluate {subject.name}", total, "questions") as advance:
@@ -116,9 +119,14 @@ def evaluate_vision(
                 def show(count: int, before: int = done, name: str = each.name) -> None:
                     advance(before + count, name)
 
-                entries = answer(model, each, directory / each.log, show)
-                tasks[each.name] = describe(each, entries)
+                answers[each.name] = answer(model, each, directory / each.log, show)
+                tasks[each.name] = describe(each, answers[each.name])
                 done += len(each.questions)
+        for each in asked if request.gallery else ():
+            if each.sight == "right" and each.shown:
+                page = directory / f"gallery-{each.name}.html"
+                show_answers(model, each, tasks, answers[each.name], page, request.gallery)
+                tasks[each.name]["gallery"] = f"{directory.name}/{page.name}"
         result = {
             "kind": "evaluation",
             "format": FORMAT,
@@ -181,7 +189,7 @@ def images_shown(items: Sequence[VisionItem], sight: Sight) -> dict[str, VisionI
 
 def answer(
     model: engine.LanguageModel, asked: Asked, log: Path, show: Callable[[int], None]
-) -> dict[int, dict[str, Any]]:
+) -> dict[int, Entry]:
     """Return a log entry for every question by its id: from the log where it is in it, else asked."""
     entries = {entry["id"]: entry for entry in read_log(log)}
     wanted = [item for item in asked.questions if item.id not in entries]
@@ -229,7 +237,24 @@ def ask(
     }
 
 
-def describe(asked: Asked, entries: dict[int, dict[str, Any]]) -> dict[str, Any]:
+def show_answers(
+    model: engine.LanguageModel,
+    asked: Asked,
+    tasks: dict[str, dict[str, Any]],
+    entries: dict[int, Entry],
+    page: Path,
+    count: int,
+) -> None:
+    """Write the gallery of a benchmark, with its scores however its images were shown."""
+    from .vision_gallery import chosen, write_gallery
+
+    name = asked.benchmark.name
+    shown = [(item, entries[item.id]) for item in asked.questions if item.image_name in asked.shown]
+    own = {task: found for task, found in tasks.items() if task.partition(":")[0] == name}
+    write_gallery(model, asked.benchmark.title, own, chosen(shown, count), page)
+
+
+def describe(asked: Asked, entries: dict[int, Entry]) -> dict[str, Any]:
     """Return a benchmark's figures: means over its questions with intervals, by part, and its summary."""
     answered = [(item, entries[item.id]["scores"]) for item in asked.questions]
     names = list(dict.fromkeys(name for _, scores in answered for name in scores))

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from mobillama.core.errors import UserError
 
@@ -15,6 +16,11 @@ from .modeling import MobiLlamaForCausalLM
 
 SEEING = "llava"
 """The model type of a language model with a vision tower and a projector."""
+LANGUAGE_HALF = {
+    r"^(?:model\.language_model|language_model\.model)\.": "model.",
+    r"^language_model\.lm_head\.": "lm_head.",
+}
+"""The names of its language half's weights, as transformers has them and as it writes them to files."""
 
 
 def load_language_model(
@@ -36,8 +42,9 @@ def load_language_model(
     options: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "output_loading_info": True}
     # A release's configuration may name Llama, whose class would not fit its weights.
     loader = MobiLlamaForCausalLM if official.is_release(directory) else AutoModelForCausalLM
-    if (text := seeing_text_config(directory)) is not None:
-        options |= {"config": text, "key_mapping": {r"^model\.language_model\.": "model."}}
+    if sees(directory):
+        options |= {"config": text_config(directory), "key_mapping": LANGUAGE_HALF}
+    transformers_logging.disable_progress_bar()  # A bar of its own, over in a moment, would tear ours.
     try:
         result: Any = loader.from_pretrained(directory, **options)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -52,7 +59,12 @@ def load_language_model(
     return loaded.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def seeing_text_config(directory: Path) -> PreTrainedConfig | None:
-    """Return the language half's configuration in a folder of a model that sees, None in any other."""
+def sees(directory: Path) -> bool:
+    """Tell whether a model folder's model takes images."""
+    return json.loads((directory / "config.json").read_text(encoding="utf-8")).get("model_type") == SEEING
+
+
+def text_config(directory: Path) -> PreTrainedConfig:
+    """Return the language half's configuration of a model that sees."""
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    return AutoConfig.for_model(**config["text_config"]) if config.get("model_type") == SEEING else None
+    return AutoConfig.for_model(**config["text_config"])

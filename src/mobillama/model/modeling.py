@@ -256,6 +256,8 @@ class MobiLlamaForCausalLM(MobiLlamaPreTrainedModel, GenerationMixin):
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
     _fsdp_plan = {"lm_head": "keep_full_weight"}  # noqa: RUF012
+    # A model that sees has these; its language half alone is loaded without them.
+    _keys_to_ignore_on_load_unexpected = ["vision_tower", "multi_modal_projector"]  # noqa: RUF012
 
     def __init__(self, config: MobiLlamaConfig) -> None:
         super().__init__(config)

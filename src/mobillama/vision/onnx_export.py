@@ -1,11 +1,7 @@
 """Writing the vision half of a device file: tower and projector as one ONNX graph, in int8 if wanted."""
 
-import contextlib
 import json
-import logging
 import tempfile
-import warnings
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +11,7 @@ from torch import Tensor, nn
 
 from mobillama.core.atomic import atomic_file
 from mobillama.core.errors import UserError
+from mobillama.core.quiet import quiet
 from mobillama.core.records import MANIFEST, manifest_hash, write_manifest
 
 from .images import ImageRules
@@ -62,7 +59,7 @@ def export(eye: Eye, rules: ImageRules, path: Path) -> None:
     """Write the graph in float32."""
     square = torch.zeros(1, 3, rules.image_size, rules.image_size)
     try:
-        with quiet():
+        with quiet("torch.onnx"):
             torch.onnx.export(
                 eye, (square,), str(path), input_names=[PIXELS], output_names=[ROWS],
                 dynamo=True, external_data=False, verbose=False,
@@ -72,34 +69,16 @@ def export(eye: Eye, rules: ImageRules, path: Path) -> None:
         raise UserError(f"this vision tower cannot be written as ONNX: {reason}") from error
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Hold back what the exporter tells of its own steps."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
 def to_int8(source: Path, out: Path) -> None:
     """Round the weights of matrix products to int8, a scale a column; activations are rounded on the way."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)  # it recommends, on the root logger, a preparation that changes nothing here
-    try:
+    # It recommends, on the root logger, a preparation that changes nothing here.
+    with quiet(""):
         quantize_dynamic(
             source, out, op_types_to_quantize=list(INT8_OPERATIONS), per_channel=True,
             weight_type=QuantType.QInt8,
         )  # fmt: skip
-    finally:
-        root.setLevel(level)
 
 
 def annotate(source: Path, out: Path, rules: ImageRules, facts: dict[str, str]) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from mobillama import engine
 from mobillama.core.errors import UserError, require_extra
+from mobillama.core.records import manifest_path, require_intact
 from mobillama.engine import LanguageModel
 
 if TYPE_CHECKING:
@@ -60,9 +61,11 @@ class OnnxEye:
         """The onnxruntime session.
 
         Raises:
-            UserError: the file is damaged, or onnxruntime is not installed.
+            UserError: the file is damaged or was changed, or onnxruntime is not installed.
         """
         require_extra("vision", "onnxruntime", "PIL")
+        if manifest_path(self.path).is_file():
+            require_intact(self.path)
         import onnxruntime
 
         options = onnxruntime.SessionOptions()

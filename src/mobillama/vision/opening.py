@@ -1,9 +1,10 @@
-"""Any model (device file, checkpoint, run, folder) as a language model, with its eye if it has one."""
+"""Any model (device file, checkpoint, run, folder, Hub name) as a language model, with its eye if any."""
 
 from pathlib import Path
 
 from mobillama import engine
 from mobillama.core.errors import UserError, require_extra
+from mobillama.model.checkpoint import is_hub_name, locate
 
 from .onnx_eye import open_device_file
 
@@ -30,18 +31,17 @@ def open_model(
     """
     if str(model).endswith(DEVICE_FILE):
         return open_device_file(Path(model), threads=threads, kv_type=kv_type)
-    if not Path(model).is_dir():
+    if not Path(model).is_dir() and not is_hub_name(model):
         raise UserError(f"{model}: no such model; give a .gguf file, a checkpoint, a run or a model folder")
     require_extra("train", "torch", "transformers")
     import torch
 
-    from mobillama.model.checkpoint import locate
-    from mobillama.model.loading import seeing_text_config
+    from mobillama.model.loading import sees
 
     if threads is not None:
         torch.set_num_threads(threads)
     directory = locate(model)
-    if seeing_text_config(directory) is None:
+    if not sees(directory):
         return open_text_model(directory, device, dtype)
     require_extra("vision", "PIL")
     from .torch_eye import open_checkpoint
