@@ -1,7 +1,10 @@
 """The engine against stock llama.cpp: the same random weights of the 0.5B shape, interleaved, as ratios.
 
     python benchmarks/engine.py --out results.json            # the figures in benchmarks/README.md
-    python benchmarks/engine.py --isa avx2                    # ours on one instruction set; llama.cpp chooses
+    python benchmarks/engine.py --isa avx2 --llama-cpp DIR  # both on AVX2: DIR holds a llama-cpp-python, from
+
+    export CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON"
+    pip install --no-deps --no-binary :all: --target DIR llama-cpp-python
 
 Each engine lives in its own process; they take turns, never run at once, and the pairs' ratios are what is
 reported. Memory and start are measured in fresh processes. Needs the ``bench`` extra and a native build with
@@ -10,6 +13,7 @@ tests (for ``bandwidth``).
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -20,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from engine_files import BenchShape, write_pair
+
+from mobillama.engine.bench_machine import claim_memory
 
 WORKER = Path(__file__).with_name("engine_worker.py")
 BANDWIDTH = Path(__file__).parent.parent / "build" / "native-release" / "tests" / "bandwidth"
@@ -37,9 +43,11 @@ class Case:
 class Engine:
     """A worker process that holds one engine and does one measurement at a time."""
 
-    def __init__(self, *arguments: object) -> None:
+    def __init__(self, *arguments: object, library: Path | None = None) -> None:
+        path = os.pathsep.join(filter(None, (str(library or ""), os.environ.get("PYTHONPATH"))))
         self._process = subprocess.Popen(
             [sys.executable, str(WORKER), *map(str, arguments)],
+            env={**os.environ, "PYTHONPATH": path},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -67,15 +75,15 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def measure(case: Case, folder: Path, *, pairs: int, isa: str, flash: bool) -> dict[str, Any]:
-    """Take ``pairs`` interleaved pairs of every measurement of a case."""
-    ours_path, stock_path = write_pair(BenchShape(case.key_value_heads), folder)
-    ours_arguments = ("ours", ours_path, case.threads, case.kv_type, isa)
-    stock_arguments = ("stock", stock_path, case.threads, "flash" if flash else "plain")
+def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
+    """Take ``options.pairs`` interleaved pairs of every measurement of a case."""
+    ours_path, stock_path = write_pair(BenchShape(case.key_value_heads), options.files)
+    ours_arguments = ("ours", ours_path, case.threads, case.kv_type, options.isa)
+    stock_arguments = ("stock", stock_path, case.threads, "plain" if options.no_flash else "flash")
     arguments = {"ours": ours_arguments, "stock": stock_arguments}
-    rounds: list[dict[str, Any]] = [{"ours": {}, "stock": {}} for _ in range(pairs)]
-    for request in ("short", "long"):
-        engines = {name: Engine(*arguments[name]) for name in arguments}
+    rounds: list[dict[str, Any]] = [{"ours": {}, "stock": {}} for _ in range(options.pairs)]
+    for request in [part for part in ("short", "long") if part in options.parts]:
+        engines = {name: Engine(*arguments[name], library=options.llama_cpp) for name in arguments}
         for engine in engines.values():  # warms caches and page tables
             engine.ask("fill" if request == "long" else request)
         for pair, record in enumerate(rounds):
@@ -84,10 +92,12 @@ def measure(case: Case, folder: Path, *, pairs: int, isa: str, flash: bool) -> d
                 record[name] |= engines[name].ask(request)
         for engine in engines.values():
             engine.close()
-    for record in rounds:  # from a fresh process: opening, the first token, peak memory after 1,500 tokens
+    for record in rounds if "start" in options.parts else ():  # from fresh processes
         for name in arguments:
-            fresh = Engine(*arguments[name])
-            record[name] |= fresh.ask("start") | fresh.ask("fill")
+            fresh = Engine(*arguments[name], library=options.llama_cpp)
+            if not options.cold_memory:
+                claim_memory(2 * stock_path.stat().st_size)
+            record[name] |= fresh.ask("start")
             fresh.close()
     summary: dict[str, Any] = {}
     for name in rounds[0]["ours"]:
@@ -97,8 +107,8 @@ def measure(case: Case, folder: Path, *, pairs: int, isa: str, flash: bool) -> d
         summary[name] = {"ours": spread(mine), "stock": spread(theirs), "ratio": spread(ratios)}
     sizes = ours_path.stat().st_size, stock_path.stat().st_size
     summary["file_bytes"] = {"ours": sizes[0], "stock": sizes[1], "ratio": sizes[0] / sizes[1]}
-    measured = [record[f"bandwidth_{request}"] for record in rounds for request in ("short", "long")]
-    for key in ("memory_gb_s", "last_level_cache_gb_s"):
+    measured = [value for record in rounds for key, value in record.items() if key.startswith("bandwidth")]
+    for key in ("memory_gb_s", "last_level_cache_gb_s") if measured else ():
         summary[key] = spread([bandwidth[key] for bandwidth in measured])
     return {"case": asdict(case), "summary": summary, "rounds": rounds}
 
@@ -111,14 +121,16 @@ def table(results: list[dict[str, Any]]) -> str:
         case, summary = result["case"], result["summary"]
         cells = [f"{case['key_value_heads']} KV, {case['kv_type']}, {case['threads']} threads"]
         for name in names:
+            if name not in summary:
+                cells.append("")
+                continue
             ratio, ours, stock = (summary[name][key] for key in ("ratio", "ours", "stock"))
             cells.append(
                 f"**{ratio['median']:.2f}** [{ratio['min']:.2f}, {ratio['max']:.2f}] "
                 f"{ours['median']:.4g} / {stock['median']:.4g}"
             )
-        cells.append(
-            f"{summary['memory_gb_s']['median']:.0f}, {summary['last_level_cache_gb_s']['median']:.0f}"
-        )
+        bandwidths = [summary[key] for key in ("memory_gb_s", "last_level_cache_gb_s") if key in summary]
+        cells.append(", ".join(f"{each['median']:.0f}" for each in bandwidths))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -132,17 +144,18 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--threads", type=int, nargs="+", default=[2, 1])
     parser.add_argument("--cases", nargs="+", default=["4:q8_0", "4:f16", "32:f16", "32:q8_0"])
+    parser.add_argument("--parts", nargs="+", default=["short", "long", "start"], help="which to measure")
     parser.add_argument("--isa", default="auto", help="ours")
     parser.add_argument("--no-flash", action="store_true", help="llama.cpp without flash attention")
+    parser.add_argument("--llama-cpp", type=Path, metavar="DIR", help="where another build of llama_cpp lies")
+    parser.add_argument("--cold-memory", action="store_true", help="do not claim memory before a start")
     arguments = parser.parse_args()
     results = []
     for threads in arguments.threads:
         for text in arguments.cases:
             heads, kv_type = text.split(":")
             case = Case(int(heads), kv_type, threads)
-            result = measure(
-                case, arguments.files, pairs=arguments.pairs, isa=arguments.isa, flash=not arguments.no_flash
-            )
+            result = measure(case, arguments)
             results.append(result)
             print(table([result]), flush=True)
     print(table(results))

@@ -378,11 +378,11 @@ void store_q8_0(const HeadCache& cache, std::uint32_t position, const float* key
     for (std::uint32_t d = 0; d < n; ++d) std::memcpy(values + d * 4, quants + d, 1);
 }
 
-template <class S>
+template <class S, class Q8Blocks = Q8<S>>
 Kernels make_kernels(const char* name) {
     return {.name = name,
             .matmul_q4_0 = matmul_blocks<S, Q4<S>>,
-            .matmul_q8_0 = matmul_blocks<S, Q8<S>>,
+            .matmul_q8_0 = matmul_blocks<S, Q8Blocks>,
             .matmul_f16 = matmul_half<S>,
             .add = add<S>,
             .rms_norm = rms_norm<S>,

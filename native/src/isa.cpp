@@ -2,6 +2,8 @@
 
 #if defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 #if defined(_M_X64) && !defined(__GNUC__)
 #include <intrin.h>
@@ -55,9 +57,20 @@ bool has_dot_product() {
     return (getauxval(AT_HWCAP) & kAsimdDotProduct) != 0;
 }
 
-#elif defined(__aarch64__)
+bool has_matrix_product() {
+    constexpr unsigned long kI8mm = 1ul << 13;  // HWCAP2_I8MM
+    return has_dot_product() && (getauxval(AT_HWCAP2) & kI8mm) != 0;
+}
+
+#elif defined(__aarch64__) && defined(__APPLE__)
 
 bool has_dot_product() { return true; }  // every Apple processor that runs macOS has it
+
+bool has_matrix_product() {  // from the M2 on
+    int found = 0;
+    std::size_t size = sizeof found;
+    return sysctlbyname("hw.optional.arm.FEAT_I8MM", &found, &size, nullptr, 0) == 0 && found != 0;
+}
 
 #endif
 
@@ -67,6 +80,7 @@ const std::vector<Candidate>& candidates() {
         {avx512vnni_kernels, has_avx512vnni},
         {avx2_kernels, has_avx2},
 #elif defined(__aarch64__)
+        {neon_i8mm_kernels, has_matrix_product},
         {neon_kernels, has_dot_product},
 #endif
         {scalar_kernels, [] { return true; }},

@@ -108,5 +108,6 @@ const Kernels& scalar_kernels();
 const Kernels& avx2_kernels();
 const Kernels& avx512vnni_kernels();
 const Kernels& neon_kernels();
+const Kernels& neon_i8mm_kernels();
 
 }  // namespace mobillama

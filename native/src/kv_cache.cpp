@@ -28,7 +28,9 @@ KvCache::KvCache(const ModelConfig& config, CacheType type)
 Status KvCache::reserve(std::uint32_t positions) {
     while (chunks_.size() * kChunkPositions < positions) {
         PageBuffer chunk;
-        TRY_ASSIGN(chunk, PageBuffer::allocate(chunk_bytes_));
+        // Every head has its own part of a chunk, so a short text's first chunk is hardly touched.
+        const bool sparse = chunks_.empty() && positions <= kChunkPositions / 4;
+        TRY_ASSIGN(chunk, PageBuffer::allocate(chunk_bytes_, sparse ? Pages::small : Pages::huge));
         chunk_data_.push_back(chunk.data());
         chunks_.push_back(std::move(chunk));
     }

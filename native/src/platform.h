@@ -28,11 +28,14 @@ private:
     std::span<const std::byte> bytes_;
 };
 
-// Zeroed memory that starts on a 2 MiB boundary and asks for huge pages: weights are streamed at the speed of
-// the memory bus, and with 4 KiB pages address translation costs a fifth of it.
+// What is streamed at the speed of the memory bus wants huge pages: with small ones address translation costs a
+// fifth of it. What is touched here and there wants small ones: the system fetches and clears whole pages.
+enum class Pages { huge, small };
+
+// Zeroed memory that starts on a 2 MiB boundary.
 class PageBuffer {
 public:
-    static Result<PageBuffer> allocate(std::size_t size_bytes);
+    static Result<PageBuffer> allocate(std::size_t size_bytes, Pages pages = Pages::huge);
     PageBuffer() = default;
     PageBuffer(PageBuffer&& other) noexcept;
     PageBuffer& operator=(PageBuffer&& other) noexcept;

@@ -67,7 +67,7 @@ void MappedFile::drop_pages(std::span<const std::byte> part) const {
     if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
 }
 
-Result<PageBuffer> PageBuffer::allocate(std::size_t size_bytes) {
+Result<PageBuffer> PageBuffer::allocate(std::size_t size_bytes, [[maybe_unused]] Pages pages) {
     PageBuffer buffer;
     if (size_bytes == 0) return buffer;
     if (size_bytes > SIZE_MAX - 2 * kHugePage) return Error{"out of memory: a buffer has an absurd size"};
@@ -83,7 +83,7 @@ Result<PageBuffer> PageBuffer::allocate(std::size_t size_bytes) {
     buffer.mapping_bytes_ = mapping_bytes;
 #ifdef MADV_HUGEPAGE
     // A small buffer keeps small pages: rounding it up to 2 MiB would waste more than it saves.
-    if (size_bytes >= kHugePage) madvise(buffer.data_, size_bytes, MADV_HUGEPAGE);
+    if (pages == Pages::huge && size_bytes >= kHugePage) madvise(buffer.data_, size_bytes, MADV_HUGEPAGE);
 #endif
     return buffer;
 }

@@ -59,7 +59,7 @@ void MappedFile::drop_pages(std::span<const std::byte> part) const {
     VirtualUnlock(const_cast<std::byte*>(part.data()), part.size());
 }
 
-Result<PageBuffer> PageBuffer::allocate(std::size_t size_bytes) {
+Result<PageBuffer> PageBuffer::allocate(std::size_t size_bytes, Pages) {
     PageBuffer buffer;
     if (size_bytes == 0) return buffer;
     void* address = VirtualAlloc(nullptr, size_bytes, MEM_RESERVE | MEM_COMMIT, PAGE_READWRITE);

@@ -7,6 +7,7 @@ import torch
 from fixture_checkpoint import write_checkpoint
 
 from mobillama import engine
+from mobillama.core.records import write_manifest
 from mobillama.engine.prefix import PrefixCache
 from mobillama.export import quantize
 from mobillama.export.perplexity import perplexity
@@ -31,6 +32,7 @@ def both(request, tmp_path_factory):
         for weight in model.parameters():
             weight.copy_(weight.half())
     model.save_pretrained(folder / "c")
+    write_manifest(folder / "c", "checkpoint")
     quantize(folder / "c", folder / "m.gguf", type="f16")
     return TorchSession(model), engine.load(folder / "m.gguf", threads=1, kv_type="f16")
 
@@ -117,22 +119,24 @@ def test_logits_do_not_depend_on_how_tokens_are_batched(tmp_path, split, kv_type
 
 
 @pytest.mark.parametrize("computed_by", ["engine", "torch", "torch in bfloat16"])
-def test_speculation_equals_plain_greedy_decoding(tmp_path, computed_by):
-    weights = write_checkpoint(tmp_path / "c")
+@pytest.mark.parametrize("context", [128, 24, 5])
+def test_speculation_equals_plain_greedy_decoding_through_context_shifts(tmp_path, computed_by, context):
+    weights = write_checkpoint(tmp_path / "c", max_position_embeddings=context)
     if computed_by == "engine":
         quantize(tmp_path / "c", tmp_path / "m.gguf", type="mixed")
         model = engine.load(tmp_path / "m.gguf", threads=1)
     else:
-        dtype = torch.bfloat16 if "bfloat16" in computed_by else torch.float32
-        weights.to(dtype)
+        weights.to(torch.bfloat16 if "bfloat16" in computed_by else torch.float32)
         model = engine.LanguageModel(
             "torch", engine.read_tokenizer(tmp_path / "c"), lambda: TorchSession(weights)
         )
-    for seed in range(6):
-        prompt = tokens(20, seed).tolist() * 3
+    for seed in range(5):
+        prompt = (tokens(20, seed).tolist() * 3)[:context]
         answers = []
         for speculate in (False, True):
-            options = engine.GenerationOptions(sampling=engine.GREEDY, max_tokens=60, speculate=speculate)
+            options = engine.GenerationOptions(
+                sampling=engine.GREEDY, max_tokens=90, context_shift=True, speculate=speculate
+            )
             fresh = PrefixCache(model.session())
             answers.append([event.token for event in model.generate(prompt, options, cache=fresh)])
         assert answers[0] == answers[1]

@@ -13,7 +13,7 @@ from typing import Any
 
 from mobillama.core.environment import environment
 
-from .bench_machine import copy_bandwidth, energy_j
+from .bench_machine import claim_memory, copy_bandwidth, energy_j
 from .bench_process import Contender, MemoryPeak, Worker
 
 PREFILL_TOKENS = 512
@@ -112,10 +112,12 @@ class Bench:
     def _starts(self) -> None:
         """Open and answer in fresh processes; the first round only warms the file cache."""
         threads = self.settings.threads[-1]
+        needed = 2 * max(contender.path.stat().st_size for contender in self.contenders)
         found: dict[str, list[dict[str, float]]] = {contender.name: [] for contender in self.contenders}
         for repetition in range(self.settings.pairs + 1):
             for contender in self._order(repetition):
                 worker = Worker(contender, threads, self.settings.context)
+                claim_memory(needed)
                 found[contender.name].append(worker.start())
                 worker.close()
         for contender in self.contenders:

@@ -103,6 +103,15 @@ def decode_speculatively(
 ) -> Iterator[Step]:
     """Yield the steps that `decode` would yield, several for one pass of the model where guesses hold."""
     verifier = _Verifier(cache, chooser, cache.position, split_tolerance(cache.session))
+    try:
+        yield from _guess_and_verify(verifier, logits, context_shift)
+    finally:
+        if verifier.tolerance > 0:  # what is not exact must not be the next answer's beginning
+            cache.truncate(min(verifier.exact_until, cache.position))
+
+
+def _guess_and_verify(verifier: _Verifier, logits: Logits, context_shift: bool) -> Iterator[Step]:
+    cache, chooser = verifier.cache, verifier.chooser
     lookup = PromptLookup()
     lookup.extend(cache.tokens)
     draft_tokens = FIRST_DRAFT_TOKENS

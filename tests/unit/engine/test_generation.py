@@ -132,6 +132,14 @@ def test_speculation_takes_several_tokens_a_pass_where_the_text_repeats():
     assert len(session.passes) < 40  # for 100 tokens
 
 
+def test_speculation_leaves_nothing_in_the_cache_that_plain_decoding_would_not_hold():
+    session = ToySession(5, 200, seed=2, noise=1e-4)
+    session.table = session.table[:3]
+    tokens_of(session, [1, 2, 3], sampling=GREEDY, speculate=True)
+    assert max(session.passes[1:]) > 1
+    assert session.position >= 3 and not any(session.history_noise[3:])
+
+
 def test_speculation_needs_greedy_decoding():
     with pytest.raises(UserError, match="temperature"):
         GenerationOptions(sampling=Sampling(1.0), speculate=True)
