@@ -179,6 +179,7 @@ def test_a_hostile_run_writes_nothing_but_its_own_page(tmp_path):
     make_run(tmp_path / "run", make_corpus(tmp_path / "corpus"))
     recipe = tmp_path / "run" / "run.toml"
     recipe.write_text(recipe.read_text().replace('run_dir = "', 'run_dir = "../../../etc'))
+    records.Ledger(tmp_path / "run" / records.LEDGER).append("warning", reason="a hostile author vouches")
     before = {path for path in tmp_path.rglob("*") if path.is_file()}
     report.write(tmp_path / "run")
     after = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}

@@ -24,7 +24,7 @@ def require_checked(artifact: Path, kind: str) -> dict[str, Any]:
         remembered = json.loads(stamp_path(artifact).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         remembered = None
-    if remembered != stamps(artifact, record):
+    if remembered is None or remembered != stamps(artifact, record):
         record = require_intact(artifact, kind)
         remember(artifact, record)
     return record
