@@ -9,7 +9,7 @@ from fixture_checkpoint import TEXT, write_checkpoint
 from tokenizers import Tokenizer
 
 from mobillama.core.errors import UserError
-from mobillama.core.records import manifest_hash, read_manifest
+from mobillama.core.records import manifest_hash, read_manifest, write_manifest
 from mobillama.export import quantize
 from mobillama.export.plan import TYPES
 
@@ -18,6 +18,8 @@ from mobillama.export.plan import TYPES
 def checkpoint(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("run") / "checkpoints" / "step-00000007"
     write_checkpoint(directory)
+    (directory / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    write_manifest(directory, "checkpoint", step=7, run="tiny", corpus="c" * 64, parent=None)
     (directory.parent.parent / "run.toml").write_text('name = "tiny"\n')
     return directory
 
@@ -79,9 +81,7 @@ def test_every_matrix_has_the_type_its_plan_says(checkpoint, tmp_path, type):
 
 
 def test_the_file_carries_tokenizer_template_and_provenance(checkpoint, tmp_path):
-    (checkpoint / "chat_template.jinja").write_text("{{ messages[0].content }}")
     quantize(checkpoint, tmp_path / "m.gguf")
-    (checkpoint / "chat_template.jinja").unlink()
     path = tmp_path / "m.gguf"
     definition = json.loads((checkpoint / "tokenizer.json").read_text())
     assert json.loads(read(path, "tokenizer.huggingface.json")) == definition
