@@ -9,6 +9,7 @@ import math
 
 import pytest
 import torch
+from fixture_checkpoint import write_tokenizer
 from safetensors.torch import save_file
 from torch.nn import functional
 
@@ -16,7 +17,7 @@ from mobillama.core.errors import UserError
 from mobillama.core.records import check_files
 from mobillama.core.tensors import TensorFile
 from mobillama.model import MobiLlamaForCausalLM
-from mobillama.model.convert import convert
+from mobillama.model.convert import Sharing, convert
 from mobillama.model.loading import load_language_model
 
 LAYERS, HIDDEN, FFN, HEADS, VOCABULARY = 4, 32, 48, 4, 53
@@ -313,6 +314,15 @@ def test_bad_input_is_named_and_nothing_is_left(change, said, release, weights, 
         convert(release, tmp_path / "ours")
     assert not (tmp_path / "ours").exists()
     assert "code ran" not in capfd.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:.*num_key_value_heads")
+@pytest.mark.parametrize("sharing", [None, Sharing("pairs")])
+def test_a_tokenizer_with_more_tokens_than_the_embedding_has_rows_is_refused(sharing, release, tmp_path):
+    write_tokenizer(release)
+    with pytest.raises(UserError, match=r"tokenizer\.json: 320 tokens, but .*embed_tokens.* has 53 rows"):
+        convert(release, tmp_path / "ours", sharing=sharing)
+    assert not (tmp_path / "ours").exists()
 
 
 def test_another_architecture_is_refused(release, tmp_path):

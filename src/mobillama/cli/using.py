@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-Model = Annotated[str, typer.Argument(help="A .gguf file, a checkpoint, a run, or a model folder.")]
+Model = Annotated[str, typer.Argument(help="A .gguf file, checkpoint, run, model folder or Hub name.")]
 Threads = Annotated[int | None, typer.Option(help="Threads that compute; all cores if not given.")]
 KvType = Annotated[str, typer.Option(help="How a .gguf model's keys and values are cached: q8_0 or f16.")]
 MaxTokens = Annotated[int | None, typer.Option(help="End after so many tokens.")]

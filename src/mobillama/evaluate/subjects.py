@@ -101,13 +101,12 @@ def open_torch(model: str, *, device: str | None, dtype: str, cut: Cut) -> Subje
     from transformers import AutoTokenizer
 
     from mobillama.core.errors import require_extra
-    from mobillama.model import checkpoint, loading, official
+    from mobillama.model import checkpoint, loading
 
     from .torch_scorer import TorchScorer
 
     require_extra("train", "torch", "transformers")
-    on_hub = not Path(model).exists() and official.is_hub_name(model)
-    source = official.download(model) if on_hub else checkpoint.locate(model)
+    source = checkpoint.locate(model)
     loaded = loading.load_language_model(source, device=device, dtype=dtype)
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(source)

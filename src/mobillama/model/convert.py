@@ -23,7 +23,7 @@ from mobillama.core.progress import progress
 from mobillama.core.records import MANIFEST, manifest_hash, write_manifest
 from mobillama.core.tensors import WEIGHTS
 
-from . import checkpoint, llama, official
+from . import checkpoint, llama
 from .modeling import MobiLlamaForCausalLM
 from .official import Release
 from .sharing import ffn_of_layer
@@ -91,8 +91,7 @@ def convert(
     """
     if destination.exists() and any(destination.iterdir()):
         raise UserError(f"{destination}: is not empty; give a folder that does not exist")
-    on_hub = official.is_hub_name(source)
-    folder = official.download(str(source)) if on_hub else checkpoint.locate(source)
+    folder = checkpoint.locate(source)
     checkpoint.require_intact(folder)
     with atomic.atomic_directory(destination) as partial:
         if sharing is None and not stock_llama:
@@ -113,7 +112,7 @@ def convert(
 
 def origin(source: str | Path, folder: Path) -> dict[str, Any]:
     """Return what a conversion was made from: a manifest of ours by its hash, other files by theirs."""
-    name = str(source) if official.is_hub_name(source) else folder.name
+    name = str(source) if checkpoint.is_hub_name(source) else folder.name
     if (folder / MANIFEST).is_file():
         return {"converted_from": name, "parent": manifest_hash(folder), "inputs": []}
     files = [folder / "config.json", *(file.path for file in weight_files(folder))]
@@ -147,7 +146,11 @@ def open_model(folder: Path, *, average: bool) -> MobiLlamaForCausalLM:
     """Return the model of a folder of any of the layouts, in memory."""
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if "ffn_of_layer" in settings:
-        return MobiLlamaForCausalLM.from_pretrained(folder, dtype="auto").eval()
+        model = MobiLlamaForCausalLM.from_pretrained(folder, dtype="auto").eval()
+        for name, tensor in model.state_dict().items():
+            if not bool(tensor.isfinite().all()):
+                raise UserError(f"{folder}: tensor {name} holds NaN or infinity; do not use it")
+        return model
     release = Release(folder, average=average)
     check_tokenizer(release)
     options = {"config": release.config, "state_dict": release.state_dict(), "dtype": "auto"}

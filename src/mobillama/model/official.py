@@ -22,14 +22,10 @@ from torch import Tensor
 
 from mobillama.core.errors import UserError
 
+from . import checkpoint
 from .configuration import MobiLlamaConfig
 from .weight_files import WeightFile, weight_files
 
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-# What models are made of, and the other files that `mobillama publish` puts beside one.
-HUB_FILES = [
-    "*.json", "*.bin", "*.safetensors", "*.model", "*.jinja", "*.jsonl", "*.toml", "*.md", "*.html",
-]  # fmt: skip
 FFN_KEY = re.compile(r"model\.layers\.(\d+)\.mlp\.((?:gate|up|down)_proj\.weight)")
 LAYER_KEY = re.compile(r"model\.layers\.(\d+)\.(?:self_attn\.[qkvo]_proj|\w+_layernorm)\.weight")
 TOP_KEYS = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
@@ -38,27 +34,6 @@ IGNORED_KEY = re.compile(r".*rotary_emb\.inv_freq")
 FFN_PARTS = ("gate_proj.weight", "up_proj.weight", "down_proj.weight")
 # FFNs trained apart are about 1.4 norms away from each other; copies of one are not.
 UNRELATED = 0.5
-
-
-def is_hub_name(model: str | Path) -> bool:
-    """Return whether `model` can only be a name on the Hub."""
-    return HUB_NAME.fullmatch(str(model)) is not None and not Path(model).exists()
-
-
-def download(name: str) -> Path:
-    """Return a local folder with a Hub model's files; what an earlier, broken download got is kept.
-
-    Raises:
-        UserError: there is no such model, or it cannot be reached.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"{name}: cannot be fetched from the Hub: {reason}") from error
 
 
 def find(model: str | Path | None, **options: Any) -> Path | None:
@@ -71,7 +46,7 @@ def find(model: str | Path | None, **options: Any) -> Path | None:
         return None
     if (Path(model) / "config.json").is_file():
         return Path(model) if is_release(Path(model)) else None
-    if not is_hub_name(model):
+    if not checkpoint.is_hub_name(model):
         return None
     from huggingface_hub import hf_hub_download, snapshot_download
 
@@ -82,7 +57,7 @@ def find(model: str | Path | None, **options: Any) -> Path | None:
         settings = Path(hf_hub_download(str(model), "config.json", **places))
         if not is_release(settings.parent):
             return None
-        return Path(snapshot_download(str(model), allow_patterns=HUB_FILES, **places))
+        return Path(snapshot_download(str(model), allow_patterns=checkpoint.HUB_FILES, **places))
     except OSError:  # transformers says what is wrong
         return None
 

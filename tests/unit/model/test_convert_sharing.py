@@ -143,3 +143,14 @@ def test_a_model_that_shares_already_is_not_shared_again(tmp_path):
     write_checkpoint(tmp_path / "ours")
     with pytest.raises(UserError, match="one plain FFN a layer"):
         convert(tmp_path / "ours", tmp_path / "again", sharing=Sharing("pairs"))
+
+
+@pytest.mark.parametrize("options", [{"stock_llama": True}, {"sharing": Sharing("pairs")}])
+def test_weights_that_are_no_numbers_are_named_and_nothing_is_left(tmp_path, options):
+    model = write_checkpoint(tmp_path / "ours", ffn_of_layer=[0, 1, 2, 3])
+    model.model.norm.weight.data[3] = float("nan")
+    model.save_pretrained(tmp_path / "ours")
+    (tmp_path / "ours" / "manifest.json").unlink()
+    with pytest.raises(UserError, match=r"ours: tensor model\.norm\.weight holds NaN"):
+        convert(tmp_path / "ours", tmp_path / "new", **options)
+    assert not (tmp_path / "new").exists()
