@@ -11,7 +11,7 @@ from mobillama.report.page import count, duration, figure, size
 from mobillama.report.run import Run, corpus_places, flat, read_json, read_run
 from mobillama.report.summary import summary
 
-from .describe_files import ffns_text, gguf, tensor_facts, values_of
+from .describe_files import ffns_text, gguf, model_folder, tensor_facts, values_of
 from .inspect import Description
 
 SHOWN_INPUTS = 6
@@ -52,6 +52,8 @@ def artifact(path: Path) -> Description:
         "checkpoint": checkpoint,
         "corpus": corpus,
         "device file": device_file,
+        "model": model,
+        "publication": model,
     }
     try:
         description = describers.get(record["kind"], other)(path, record)
@@ -134,6 +136,20 @@ def device_file(path: Path, record: dict[str, Any]) -> Description:
     else:
         description.parents = [f"checkpoint {made_from[:12]}, not found near it"] if made_from else []
     description.made_by = made_by(record.get("source"), record.get("environment") or {})
+    return description
+
+
+def model(path: Path, record: dict[str, Any]) -> Description:
+    """Describe a converted model or a published run: the model in it, and what it was made from."""
+    description, told = model_folder(path), other(path, record)
+    inputs = list(input_lines(record))
+    made_from = [f"checkpoint {record[key][:12]}" for key in ("parent", "checkpoint") if record.get(key)]
+    made_from += [f"corpus {record['corpus'][:12]}"] if record.get("corpus") else []
+    description.kind, description.size_bytes = record["kind"], told.size_bytes
+    description.facts |= {
+        label: value for label, value in told.facts.items() if label not in ("checkpoint", "corpus", "inputs")
+    }
+    description.made_by, description.parents = told.made_by, made_from + inputs
     return description
 
 

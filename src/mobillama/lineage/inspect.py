@@ -8,7 +8,7 @@ from typing import Any
 from mobillama.core.errors import UserError
 from mobillama.core.records import manifest_path
 
-LABEL_WIDTH = 14
+LABEL_WIDTH = 13
 SHOWN_PROBLEMS = 10
 
 
@@ -73,7 +73,8 @@ def as_json(description: Description) -> str:
 
 def as_text(description: Description) -> str:
     """Return a description for a person: one line a fact."""
-    state = {True: "yes, every file was hashed", False: "NO", None: "not known: nothing to compare with"}
+    unknown = "not known: nothing to compare with, or not hashed"
+    state = {True: "yes, every file was hashed", False: "NO", None: unknown}
     lines = [f"{description.kind}  {description.path}", f"  {description.summary}", ""]
     lines += [line(label, value) for label, value in description.facts.items()]
     lines += [line("intact", state[description.intact])]
@@ -96,7 +97,7 @@ def as_text(description: Description) -> str:
 
 def line(label: str, value: str) -> str:
     """Return one labelled line."""
-    return f"  {label:<{LABEL_WIDTH}}{value}"
+    return f"  {label:<{LABEL_WIDTH}} {value}"
 
 
 def listed(label: str, values: list[str]) -> list[str]:

@@ -138,3 +138,15 @@ def test_inspect_and_verify_need_neither_torch_nor_pyarrow(place):
         "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'pyarrow')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_converted_model_and_a_publication_are_described_by_the_model_in_them(place, tmp_path):
+    checkpoint = place / "run" / "checkpoints" / "step-00000400"
+    for kind, parent in (("model", "parent"), ("publication", "checkpoint")):
+        folder = shutil.copytree(checkpoint, tmp_path / kind)
+        (folder / "manifest.json").unlink()
+        write_manifest(folder, kind, **{parent: "a" * 64})
+        found = describe(folder)
+        assert found.kind == kind and found.intact and found.configuration["num_hidden_layers"] == 4
+        assert found.parents == ["checkpoint aaaaaaaaaaaa"]
+        assert "BF16" in found.facts["types"]
