@@ -42,23 +42,21 @@ class Clock:
 
 def ours(recipe: Any, steps: int, tick: Callable[[], None]) -> None:
     """Train with our loop."""
-    from mobillama.data import Corpus, Samples
     from mobillama.train import host_memory, loop, parallel, state
-    from mobillama.train.batches import TokenBatches
-    from mobillama.train.objectives import NextToken
     from mobillama.train.training import plan_of
+    from mobillama.train.work import TextWork
 
     host_memory.keep_freed_memory()  # as ``train`` does
-    corpus = Corpus(recipe.corpus.directory)
-    samples = Samples(corpus, recipe.data, recipe.seed)
-    new = state.build(recipe, corpus.vocab_size, corpus.end_of_text_id, parallel.World())
-    batches = TokenBatches(samples, recipe.train.micro_batch, new.world)
+    work = TextWork(recipe)
+    new = state.build(recipe, work.model, work.rates, parallel.World())
+    batches = work.batches(new.world)
 
     def after_step(_: loop.Step) -> bool:
         tick()
         return False
 
-    loop.run(new, plan_of(recipe, steps), NextToken(), batches, until=steps, after_step=after_step)
+    objective = work.objective(new.model)
+    loop.run(new, plan_of(recipe, steps), objective, batches, until=steps, after_step=after_step)
 
 
 def trainer(recipe: Any, steps: int, tick: Callable[[], None]) -> None:

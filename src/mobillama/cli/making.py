@@ -33,25 +33,29 @@ def quickstart(
 
 
 def prepare(recipe: Recipe, overrides: Overrides = None) -> None:
-    """Turn documents into a tokenizer and token shards."""
+    """Turn documents into a tokenizer and token shards, or images and conversations into an image set."""
     require_extra("train", "datatrove", "pyarrow")
-    from mobillama.core import config
-    from mobillama.data import prepare as prepare_corpus
-    from mobillama.train.recipe import Recipe as Schema
+    from mobillama.lineage import kinds
 
-    loaded = config.load(recipe, Schema, overrides)
-    directory = prepare_corpus(loaded.recipe.corpus)
-    typer.echo(f"corpus: {directory}\nnext: mobillama train {recipe}")
+    directory = kinds.prepare(kinds.load(recipe, overrides).recipe)
+    typer.echo(f"prepared: {directory}\nnext: mobillama train {recipe}")
 
 
-def train(recipe: Recipe, overrides: Overrides = None) -> None:
+def train(
+    recipe: Recipe,
+    objective: Annotated[
+        str | None, typer.Option(help="next-token, or distill from the recipe's distill.teacher.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
     """Train a model, or go on where it stopped."""
     require_extra("train", "torch", "transformers")
-    from mobillama.core import config
+    from mobillama.lineage import kinds
     from mobillama.train import train as train_model
-    from mobillama.train.recipe import Recipe as Schema
 
-    run = train_model(config.load(recipe, Schema, overrides))
+    chosen = [f"train.objective={objective}"] if objective else []
+    loaded = kinds.load(recipe, [*(overrides or []), *chosen])
+    run = train_model(loaded, kinds.work_of(loaded.recipe))
     typer.echo(f"run: {run}\nnext: mobillama report {run}")
 
 

@@ -3,7 +3,7 @@
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -35,10 +35,14 @@ def seen(
 ) -> None:
     """Show the exact samples of a step: documents, sources, licences, token spans and text."""
     require_extra("train", "pyarrow")
+    from mobillama.lineage import kinds, seen_images
     from mobillama.lineage import seen as seeing
 
-    history = seeing.History(run)
+    history = kinds.history_of(run)
     number, world = parse_rank(rank)
+    if isinstance(history, seen_images.ImageHistory):
+        show_images(history, step, seen_images.seen(history, step, rank=number, world=world), as_json)
+        return
     samples = seeing.seen(history, step, rank=number, world=world)
     if as_json:
         typer.echo(json.dumps(seeing.as_json(history, step, samples), ensure_ascii=False))
@@ -58,6 +62,35 @@ def seen(
     )
 
 
+def show_images(history: Any, step: int, samples: list[tuple[int, Any]], as_json: bool) -> None:
+    """Print the conversations of a step with their images."""
+    from mobillama.lineage import seen_images
+
+    if as_json:
+        told = [seen_images.as_json(example, index=index) for index, example in samples]
+        done = step <= history.steps_done
+        typer.echo(json.dumps({"run": str(history.run), "step": step, "done": done, "samples": told}))
+        return
+    for index, example in samples:
+        typer.echo("\n".join([f"sample {index:,}", *(f"  {line}" for line in seen_images.lines(example))]))
+    typer.echo(f"step {step:,}: {len(samples):,} conversations")
+
+
+def show_image_sightings(found: list[Any], steps_done: int, limit: int, as_json: bool) -> None:
+    """Print conversations that were looked for, with the steps that took them."""
+    from mobillama.lineage import seen_images
+
+    if as_json:
+        first = [seen_images.as_json(one.example, steps=one.steps) for one in found[:limit]]
+        typer.echo(json.dumps({"count": len(found), "found": first}))
+        return
+    for one in found[:limit]:
+        steps = ", ".join(map(str, one.steps)) or "none"
+        typer.echo("\n".join([*seen_images.lines(one.example), f"  steps {steps}"]))
+    more = f"; {limit} shown" if len(found) > limit else ""
+    typer.echo(f"found {len(found):,} conversations{more}, of {steps_done:,} steps so far")
+
+
 def parse_rank(rank: str) -> tuple[int, int]:
     """Return rank and world size of ``R/W``."""
     number, slash, world = rank.partition("/")
@@ -68,7 +101,9 @@ def parse_rank(rank: str) -> tuple[int, int]:
 
 def find(
     run: RunPath,
-    doc: Annotated[str | None, typer.Option(help="A document's id.")] = None,
+    doc: Annotated[
+        str | None, typer.Option(help="A document's id, or an image: name, file or SHA-256.")
+    ] = None,
     source: Annotated[str | None, typer.Option(help="A document's source, such as its URL.")] = None,
     text: Annotated[str | None, typer.Option(help="A passage, letter for letter.")] = None,
     limit: Annotated[int, typer.Option(help="Show so many; all are counted.")] = 20,
@@ -77,12 +112,16 @@ def find(
     """Show at which steps so far a document or a passage was seen."""
     require_extra("train", "pyarrow")
     from mobillama.lineage import find as finding
-    from mobillama.lineage import index, seen, trace_page
+    from mobillama.lineage import index, kinds, seen_images, trace_page
 
     given = [value for value in (doc, source, text) if value is not None]
     if len(given) != 1:
         raise UserError("give one of --doc, --source and --text")
-    history = seen.History(run)
+    history = kinds.history_of(run)
+    if isinstance(history, seen_images.ImageHistory):
+        look = seen_images.find_image if text is None else seen_images.find_words
+        show_image_sightings(look(history, given[0]), history.steps_done, limit, as_json)
+        return
     if text is None:
         found = finding.find_document(history, given[0], limit)
     else:

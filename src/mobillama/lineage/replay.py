@@ -24,16 +24,16 @@ from mobillama.core.errors import UserError
 from mobillama.core.progress import progress
 from mobillama.core.records import LEDGER, Ledger, read_jsonl, require_intact
 from mobillama.report.run import latest_by_step
-from mobillama.train import loop, parallel
+from mobillama.train import ancestry, loop, parallel
 from mobillama.train import state as states
-from mobillama.train.batches import TokenBatches
 from mobillama.train.checkpoints import STATE_FILE, Store, load_file, load_weights
 from mobillama.train.loop import Plan, Step
-from mobillama.train.objectives import NextToken
 from mobillama.train.state import Tensors, TrainingState
 from mobillama.train.training import at, plan_of
+from mobillama.train.work import Work
 
-from .seen import History
+from . import kinds
+from .seen import RunHistory
 
 # What a step's numbers may depend on beside recipe and corpus; `command` and such do not matter.
 RELEVANT = ("python", "packages", "platform", "processor", "cpu_count", "source")
@@ -133,16 +133,18 @@ def intervals(run: Path) -> list[tuple[int, int]]:
 
 def repeat(run: Path, choose: Callable[[parallel.World], list[tuple[int, int]]]) -> list[Outcome]:
     """Repeat the intervals that ``choose`` gives, each noted in the ledger."""
-    history = History(run)
-    require_intact(history.corpus.directory, "corpus")
+    history = kinds.history_of(run)
     facts = json.loads((run / "plan.json").read_text(encoding="utf-8"))
+    work = kinds.work_of(history.recipe)(history.recipe)
+    ancestry.refuse_others(run, facts, work.ancestors)
     torch.set_num_threads(facts["threads"])
     world = parallel.start()
     try:
         with atomic.exclusive(run) if world.leads else nullcontext():
             outcomes = []
             for from_step, to_step in choose(world):
-                outcome = Replay(history, facts["total_steps"], world, from_step, to_step).outcome()
+                plan = plan_of(history.recipe, facts["total_steps"])
+                outcome = Replay(history, work, plan, world, (from_step, to_step)).outcome()
                 if world.leads:
                     Ledger(run / LEDGER).append("replay", **outcome.facts(), environment=environment())
                 outcomes.append(outcome)
@@ -156,16 +158,16 @@ class Replay:
     """One interval being repeated on this rank."""
 
     def __init__(
-        self, history: History, total_steps: int, world: parallel.World, from_step: int, to_step: int
+        self, history: RunHistory, work: Work, plan: Plan, world: parallel.World, interval: tuple[int, int]
     ):
-        self.history, self.world = history, world
+        self.history, self.work, self.plan, self.world = history, work, plan, world
+        from_step, to_step = interval
         self.store = Store(history.run)
         if to_step not in self.store.steps() or to_step <= from_step:
             later = ", ".join(str(step) for step in self.store.steps() if step > from_step) or "none"
             raise UserError(
                 f"{history.run}: no checkpoint of step {to_step} after {from_step}; there are {later}"
             )
-        self.plan: Plan = plan_of(history.recipe, total_steps)
         self.result = Outcome(str(history.run), from_step, to_step)
         self.recorded = {
             entry["step"]: entry for entry in latest_by_step(read_jsonl(history.run / "metrics.jsonl"))
@@ -173,11 +175,11 @@ class Replay:
 
     def outcome(self) -> Outcome:
         """Take the steps and compare after each."""
-        result, recipe, corpus = self.result, self.history.recipe, self.history.corpus
-        state = states.build(recipe, corpus.vocab_size, corpus.end_of_text_id, self.world)
+        result, work = self.result, self.work
+        state = states.build(self.history.recipe, work.model, work.rates, self.world)
         if result.from_step:
             self.store.restore(state, result.from_step)
-        batches = TokenBatches(self.history.samples, recipe.train.micro_batch, self.world)
+        batches = work.batches(self.world)
         total = result.to_step - result.from_step
         with progress("replay", total, "steps") if self.world.leads else nullcontext(None) as advance:
 
@@ -186,7 +188,7 @@ class Replay:
                     advance(step.step - result.from_step)
                 return self.parts(state, step)
 
-            objective = NextToken(recipe.train.z_loss)
+            objective = work.objective(state.model)
             loop.run(state, self.plan, objective, batches, until=result.to_step, after_step=after)
         result.differences = differences(self.history.run, result.from_step, self.world.size)
         return result

@@ -14,7 +14,7 @@ from mobillama.core.errors import UserError
 from mobillama.core.records import LEDGER, Ledger, manifest_hash
 from mobillama.data import Corpus, Document, Samples, Span, rank_slice
 from mobillama.report.run import corpus_places
-from mobillama.train.recipe import Recipe
+from mobillama.train.recipe import Recipe, RunRecipe
 from mobillama.train.schedule import BatchPlan
 
 from .index_spelling import Spelling
@@ -40,30 +40,21 @@ class SeenSample:
     pieces: list[Piece]
 
 
-class History:
-    """A run's recipe and corpus, from which everything that it saw follows.
+class RunHistory:
+    """A run's recipe and records, from which follows what each step took.
 
     Raises:
-        UserError: not a run directory, its records were changed, or its corpus is not here.
+        UserError: not a run directory, or its records were changed.
     """
 
-    def __init__(self, run: Path):
+    def __init__(self, run: Path, schema: type[RunRecipe]):
         if not (run / "run.toml").is_file():
             raise UserError(f"{run}: no run.toml here; give the directory that mobillama train wrote")
         Ledger(run / LEDGER).require_intact()
         self.run = run
-        self.recipe = config.load(run / "run.toml", Recipe).recipe
-        self.corpus = Corpus(corpus_of(run, self.recipe))
-        self.samples = Samples(self.corpus, self.recipe.data, self.recipe.seed)
-        self.batch = BatchPlan(
-            self.recipe.train.batch_tokens // self.recipe.data.sequence_length,
-            self.recipe.train.schedule.batch_ramp_steps,
-        )
-
-    @cached_property
-    def spelling(self) -> Spelling:
-        """What the corpus's tokens stand for."""
-        return Spelling(self.corpus.tokenizer)
+        self.recipe: Any = config.load(run / "run.toml", schema).recipe
+        ramp = self.recipe.train.schedule.batch_ramp_steps
+        self.batch = BatchPlan(self.recipe.samples_per_step, ramp)
 
     @cached_property
     def steps_done(self) -> int:
@@ -82,6 +73,28 @@ class History:
     def steps_of(self, indices: Iterable[int]) -> list[int]:
         """Return the steps, ascending, that global indices belong to."""
         return sorted({self.step_of(index) for index in indices})
+
+
+class History(RunHistory):
+    """What a run of text saw, by the corpus it was trained on.
+
+    Raises:
+        UserError: as `RunHistory`, or its corpus is not here.
+    """
+
+    def __init__(self, run: Path):
+        super().__init__(run, Recipe)
+        directory = data_of(run, self.recipe.model_dump(mode="json"))
+        # The recipe as the run's, with the corpus where it is now.
+        corpus = self.recipe.corpus.model_copy(update={"directory": directory})
+        self.recipe = self.recipe.model_copy(update={"corpus": corpus})
+        self.corpus = Corpus(directory)
+        self.samples = Samples(self.corpus, self.recipe.data, self.recipe.seed)
+
+    @cached_property
+    def spelling(self) -> Spelling:
+        """What the corpus's tokens stand for."""
+        return Spelling(self.corpus.tokenizer)
 
     def steps_with(self, subset: str, first_token: int, last_token: int) -> list[int]:
         """Return the steps so far that saw any of the tokens ``first_token .. last_token``, both included."""
@@ -104,19 +117,19 @@ class History:
         return text
 
 
-def corpus_of(run: Path, recipe: Recipe) -> Path:
-    """Return the corpus that a run was trained on, found by its identity.
+def data_of(run: Path, recipe: dict[str, Any]) -> Path:
+    """Return the corpus or image set that a run was trained on, found by its identity.
 
     Raises:
         UserError: it is not where the recipe says, nor beside the run, or was made anew since.
     """
     identity = json.loads((run / "plan.json").read_text(encoding="utf-8"))["corpus"]
-    places = corpus_places(run, recipe.model_dump(mode="json"))
+    places = corpus_places(run, recipe)
     found = [place for place in places if (place / "manifest.json").is_file()]
     for place in found:
         if manifest_hash(place) == identity:
             return place
-    what = f"{found[0]} is not" if found else f"{recipe.corpus.directory} does not hold"
+    what = f"{found[0]} is not" if found else f"{places[0]} does not hold"
     raise UserError(f"{run}: {what} the corpus {identity[:12]} it was trained on; put that one there")
 
 

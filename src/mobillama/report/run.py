@@ -160,13 +160,13 @@ def find_corpus(path: Path, recipe: Entry, checkpoints: list[Checkpoint]) -> Cor
     wanted = {checkpoint.manifest.get("corpus") for checkpoint in checkpoints} - {None}
     for place in corpus_places(path, recipe):
         if (place / MANIFEST).is_file() and (not wanted or manifest_hash(place) in wanted):
-            return Corpus(place, read_manifest(place, "corpus"), manifest_hash(place))
+            return Corpus(place, read_manifest(place), manifest_hash(place))
     return None
 
 
 def corpus_places(path: Path, recipe: Entry) -> list[Path]:
     """Return where the corpus of a run may lie: as its recipe says, or, when it was moved, beside it."""
-    named = recipe.get("corpus", {}).get("directory")
+    named = (recipe.get("corpus") or recipe.get("images") or {}).get("directory")
     places = [Path(named), path / named, path.parent / named] if named else []
     return [*places, path.parent / "corpus"]
 

@@ -7,17 +7,20 @@ checkpoint that exists can be resumed from, until its state is pruned.
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file, save_file
 
 from mobillama.core import atomic, records
 from mobillama.core.environment import source_commit
 from mobillama.core.errors import UserError
-from mobillama.data import Corpus
 
+from .ancestry import STARTED_FROM
 from .recipe import CheckpointSection
 from .state import Tensors, TrainingState
+
+if TYPE_CHECKING:
+    from .work import Work
 
 CHECKPOINTS, STATES = "checkpoints", "states"
 STATE_FILE = "state.safetensors"
@@ -54,10 +57,11 @@ class Store:
         states = set(self.steps(STATES))
         return [step for step in self.steps() if step in states]
 
-    def save(self, state: TrainingState, corpus: Corpus, facts: dict[str, Any]) -> str | None:
+    def save(self, state: TrainingState, work: "Work", facts: dict[str, Any]) -> str | None:
         """Write state and checkpoint of this step; return the checkpoint's identity, on the leading rank.
 
-        ``facts`` goes into the manifest. All ranks must call it.
+        ``facts`` goes into the manifest; the first checkpoint's parent is the model that the run
+        ``started_from``, if it did. All ranks must call it.
         """
         weights, moments = state.weights(), state.moments()
         if not state.world.leads:
@@ -66,12 +70,12 @@ class Store:
             save_file(moments, partial / STATE_FILE)
             records.write_manifest(partial, "state", step=state.step)
         earlier = [step for step in self.steps() if step < state.step]
-        parent = records.manifest_hash(self.checkpoint(earlier[-1])) if earlier else None
+        parent = records.manifest_hash(self.checkpoint(earlier[-1])) if earlier else facts.get(STARTED_FROM)
         with atomic.atomic_directory(self.checkpoint(state.step)) as partial:
-            state.model.save_pretrained(partial, state_dict=weights)
-            for file in sorted((corpus.directory / "tokenizer").iterdir()):
-                shutil.copyfile(file, partial / file.name)
-            lineage = {"parent": parent, "corpus": corpus.identity, "source": source_commit()}
+            # Under the names the model has here: transformers would give a LLaVA those of its first release.
+            state.model.save_pretrained(partial, state_dict=weights, save_original_format=False)
+            work.dress(partial)
+            lineage = {"parent": parent, "corpus": work.identity, "source": source_commit()}
             records.write_manifest(partial, "checkpoint", step=state.step, **facts, **lineage)
         return records.manifest_hash(self.checkpoint(state.step))
 

@@ -14,8 +14,8 @@ from mobillama.core.errors import UserError
 
 from . import precision, schedule
 from .batches import Batches, ahead
-from .objectives import Batch, Objective
-from .recipe import Recipe
+from .objectives import IGNORED, Batch, Objective
+from .recipe import RunRecipe
 from .schedule import BatchPlan
 from .state import TrainingState
 
@@ -28,7 +28,7 @@ class NotFiniteError(UserError):
 class Plan:
     """A run as pure functions of the step: how long, how many samples, at which rate."""
 
-    recipe: Recipe
+    recipe: RunRecipe
     total_steps: int
     batch: BatchPlan
 
@@ -99,7 +99,7 @@ def run(
         micro_batches = next(stepping)
         step = state.step + 1
         count = plan.batch.samples(step)
-        loss = compute.gradients(state, micro_batches, count * plan.recipe.data.sequence_length)
+        loss = compute.gradients(state, micro_batches)
         norm = nn.utils.clip_grad_norm_(state.model.parameters(), plan.recipe.train.clip_norm)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         if not bool(torch.isfinite(loss) & torch.isfinite(norm)):
@@ -118,18 +118,19 @@ def run(
 class Compute:
     """Forward and backward passes of one step, compiled where the recipe asks for it."""
 
-    def __init__(self, objective: Objective, state: TrainingState, recipe: Recipe):
+    def __init__(self, objective: Objective, state: TrainingState, recipe: RunRecipe):
         self.objective = objective
         self.passes, model = precision.passes(state, recipe.train.precision)
         if recipe.train.compile:
             model.model.compile()
 
-    def gradients(self, state: TrainingState, micro_batches: list[Batch], predictions: int) -> torch.Tensor:
+    def gradients(self, state: TrainingState, micro_batches: list[Batch]) -> torch.Tensor:
         """Leave the gradient of the step's mean loss in the weights and return that loss.
 
-        ``predictions`` counts all ranks'. FSDP averages gradients over ranks, so a rank's share is scaled
-        up by their number.
+        FSDP averages gradients over ranks, so a rank's share is scaled up by their number.
         """
+        counted = sum(int((batch["labels"] != IGNORED).sum()) for batch in micro_batches)
+        predictions = max(1, int(state.world.total(torch.tensor(counted, device=state.world.device))))
         total = torch.zeros((), device=state.world.device)
         self.passes.begin()
         for batch in micro_batches:

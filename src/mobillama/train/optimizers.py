@@ -1,6 +1,8 @@
 """Optimizers: AdamW for everything, or Muon for the matrices inside layers and FFNs."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import nn
@@ -34,8 +36,13 @@ class Optimizers:
             member.zero_grad(set_to_none=True)
 
 
-def build(model: nn.Module, section: OptimizerSection) -> Optimizers:
+def build(
+    model: nn.Module, section: OptimizerSection, rates: Mapping[str, float] = MappingProxyType({})
+) -> Optimizers:
     """Return the optimizers of a model.
+
+    Arguments:
+        rates: AdamW's learning rate of parts that have their own, by the beginning of their weights' names.
 
     Matrices decay; norms, gains and embeddings do not. With ``muon``, matrices of layers and FFNs are
     Muon's, and embeddings, head and vectors stay AdamW's. Muon's learning rate is scaled to match the
@@ -43,7 +50,8 @@ def build(model: nn.Module, section: OptimizerSection) -> Optimizers:
 
     Source: Jordan et al. 2024 (Muon); Liu et al. 2025 (arXiv 2502.16982) for the scaling.
     """
-    named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+    every = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+    named = [(name, weight) for name, weight in every if not name.startswith(tuple(rates))]
 
     def chosen(in_ffn: bool, inner_matrix: bool) -> list[nn.Parameter]:
         return [
@@ -56,6 +64,12 @@ def build(model: nn.Module, section: OptimizerSection) -> Optimizers:
     plain = [weight for weight in chosen(False, False) if weight.ndim < 2]
     tables = [weight for weight in chosen(False, False) if weight.ndim >= 2]
     outer = [group(plain, section.lr, 0.0), group(tables, section.lr, section.weight_decay)]
+    for prefix, lr in rates.items():
+        own = [weight for name, weight in every if name.startswith(prefix)]
+        outer += [
+            group([weight for weight in own if weight.ndim < 2], lr, 0.0),
+            group([weight for weight in own if weight.ndim >= 2], lr, section.weight_decay),
+        ]
     adamw = {"betas": section.betas, "eps": section.eps, "fused": True}
     if section.kind == "adamw":
         inner = [

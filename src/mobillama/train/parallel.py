@@ -69,6 +69,11 @@ def start() -> World:
     return World(dist.get_rank(), dist.get_world_size(), device)
 
 
+def language_of(model: Any) -> Any:
+    """Return the layers that make language: all of a model of text, a part of one that sees."""
+    return getattr(model.model, "language_model", model.model)
+
+
 def shard(model: MobiLlamaForCausalLM, world: World, compute: torch.dtype) -> None:
     """Shard weights, gradients and optimizer state over the ranks; passes run in ``compute``, sums in fp32.
 
@@ -79,11 +84,12 @@ def shard(model: MobiLlamaForCausalLM, world: World, compute: torch.dtype) -> No
         return
     mesh = init_device_mesh(world.device.type, (world.size,))
     policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
-    for ffn in model.model.ffns:
+    stack = language_of(model)
+    for ffn in stack.ffns:
         # Gathered once a micro-batch, not once a layer; ``release`` ends that.
         fully_shard(ffn, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
         ffn.set_reshard_after_backward(False)  # pyright: ignore[reportCallIssue]
-    for unit in (*model.model.layers, model):
+    for unit in (*stack.layers, model):
         fully_shard(unit, mesh=mesh, mp_policy=policy)
     # An objective reaches into the model for hidden states and the head's weight; as a forward method of
     # the root it finds them gathered.
@@ -98,7 +104,7 @@ def apply_objective(model: Any, objective: Objective, batch: Batch) -> tuple[Ten
 
 def release(model: MobiLlamaForCausalLM) -> None:
     """Free what sharded FFNs gathered for the passes of a micro-batch; a whole model has nothing to free."""
-    for ffn in model.model.ffns:
+    for ffn in language_of(model).ffns:
         if isinstance(ffn, FSDPModule):
             ffn.reshard()
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from mobillama.model import MobiLlamaForCausalLM
 
 from .objectives import Batch, Objective
-from .parallel import release
+from .parallel import language_of, release
 from .state import TrainingState
 
 
@@ -73,7 +73,7 @@ class CopyPasses:
         if state.world.device.type == "cpu":
             from .attention import SHORT_CAUSAL
 
-            self.model.set_attn_implementation(SHORT_CAUSAL)
+            language_of(self.model).set_attn_implementation(SHORT_CAUSAL)
         self.copies: list[Tensor] = list(self.model.parameters())
         self.weights: list[Tensor] = list(state.model.parameters())
 

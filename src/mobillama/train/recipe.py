@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from mobillama.core.config import Section
 from mobillama.data.recipe import CorpusSection, DataSection
+from mobillama.model.checkpoint import locate
 from mobillama.model.recipe import ModelSection
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -42,14 +43,20 @@ class ScheduleSection(Section):
 
 
 class TrainSection(Section):
-    """One run, ``[train]``. The shortest of the three limits ends it."""
+    """One run, ``[train]``. The shortest of the limits ends it."""
 
-    batch_tokens: PositiveInt
-    """Tokens of one optimizer step, over all ranks."""
+    objective: Literal["next-token", "distill"] = "next-token"
+    """``distill`` learns from the teacher that ``[distill]`` names."""
+    batch_tokens: PositiveInt | None = None
+    """Tokens of one optimizer step, over all ranks, where samples are text of one length."""
+    batch_samples: PositiveInt | None = None
+    """Samples of one optimizer step, over all ranks, where their lengths differ."""
     micro_batch: PositiveInt = 8
     """Samples of one forward and backward pass on one rank."""
     max_steps: PositiveInt | None = None
     max_tokens: PositiveInt | None = None
+    max_epochs: Positive | None = None
+    """Passes over the mixture."""
     max_minutes: Positive | None = None
     """Turned into a number of steps once, from the speed of the first passes; see docs/training.md."""
     optimizer: OptimizerSection = OptimizerSection()
@@ -68,9 +75,27 @@ class TrainSection(Section):
 
     @model_validator(mode="after")
     def _ends(self) -> "TrainSection":
-        if not (self.max_steps or self.max_tokens or self.max_minutes):
-            raise ValueError("give max_steps, max_tokens or max_minutes")
+        if not (self.max_steps or self.max_tokens or self.max_epochs or self.max_minutes):
+            raise ValueError("give max_steps, max_tokens, max_epochs or max_minutes")
         return self
+
+
+class DistillSection(Section):
+    """Learning from another model, ``[distill]``."""
+
+    teacher: Path
+    """A checkpoint, a run (its last) or a converted model with the same tokenizer."""
+    temperature: Positive = 1.0
+    label_share: Share = 0.0
+    """Part of the loss that is cross-entropy with the text itself."""
+    hidden_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the hidden states' relative squared distance; needs the teacher's hidden size."""
+
+    @field_validator("teacher")
+    @classmethod
+    def _which_checkpoint(cls, teacher: Path) -> Path:
+        # A run that goes on has another last checkpoint tomorrow.
+        return locate(teacher) if teacher.exists() else teacher
 
 
 class CheckpointSection(Section):
@@ -95,6 +120,8 @@ class EvaluateSection(Section):
     """0 measures at checkpoints only."""
     bytes: PositiveInt | None = None
     """Held-out text per subset to measure between checkpoints; all of it at the end."""
+    samples: PositiveInt | None = None
+    """Held-out conversations to measure between checkpoints, where samples are conversations."""
     batch: PositiveInt = 16
 
 
@@ -106,22 +133,48 @@ class SampleSection(Section):
     temperature: Annotated[float, Field(ge=0)] = 0.7
 
 
-class Recipe(Section):
-    """A recipe file."""
+class RunRecipe(Section):
+    """What every run's recipe says, whatever it learns."""
 
     name: str
     seed: int = 0
     run_dir: Path
-    corpus: CorpusSection
-    data: DataSection = DataSection()
     model: ModelSection
     train: TrainSection
     checkpoint: CheckpointSection = CheckpointSection()
     evaluate: EvaluateSection = EvaluateSection()
+
+    @property
+    def samples_per_step(self) -> int:
+        """Samples of one optimizer step, over all ranks."""
+        assert self.train.batch_samples
+        return self.train.batch_samples
+
+
+class Recipe(RunRecipe):
+    """A recipe file for a model of text."""
+
+    corpus: CorpusSection
+    data: DataSection = DataSection()
+    distill: DistillSection | None = None
     sample: SampleSection = SampleSection()
+
+    @property
+    def samples_per_step(self) -> int:
+        """Samples of one optimizer step, over all ranks."""
+        assert self.train.batch_tokens
+        return self.train.batch_tokens // self.data.sequence_length
+
+    @model_validator(mode="after")
+    def _teacher_where_needed(self) -> "Recipe":
+        if (self.train.objective == "distill") != (self.distill is not None):
+            raise ValueError('train.objective = "distill" and distill.teacher go together; give both')
+        return self
 
     @model_validator(mode="after")
     def _whole_batches(self) -> "Recipe":
+        if self.train.batch_tokens is None or self.train.batch_samples is not None:
+            raise ValueError("give train.batch_tokens, and no train.batch_samples: samples are of one length")
         if self.train.batch_tokens % self.data.sequence_length:
             raise ValueError(
                 f"train.batch_tokens = {self.train.batch_tokens} is no multiple of "

@@ -27,7 +27,7 @@ def seconds_per_step(state: TrainingState, plan: Plan, objective: Objective, bat
     state.optimizers.set_rate(0.0)  # updates of nothing, which take as long
     passes_s, updates_s = [], []
     for _ in range(1 + ROUNDS):
-        passes_s.append(seconds(lambda: compute.gradients(state, micro_batches[:1], 1), state.world.device))
+        passes_s.append(seconds(lambda: compute.gradients(state, micro_batches[:1]), state.world.device))
         updates_s.append(seconds(state.optimizers.step, state.world.device))
     for member in state.optimizers.members:
         member.state.clear()

@@ -1,17 +1,22 @@
 """All that a run is at a step: weights, optimizer moments, averaged weights, random numbers."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from mobillama.core.errors import UserError
 from mobillama.model import MobiLlamaForCausalLM
+from mobillama.model.loading import load_language_model
 
 from . import optimizers as optimizer_module
 from . import parallel
 from .objectives import Batch, Objective
 from .optimizers import Optimizers
-from .recipe import Recipe
+from .recipe import RunRecipe
 
 Tensors = dict[str, Tensor]
 
@@ -87,23 +92,48 @@ class TrainingState:
         self.step = step
 
 
-def build(recipe: Recipe, vocab_size: int, end_of_text_id: int, world: parallel.World) -> TrainingState:
-    """Return the state before the first step: the same weights from the same seed on any number of ranks."""
+def build(
+    recipe: RunRecipe, make: Callable[[], Any], rates: Mapping[str, float], world: parallel.World
+) -> TrainingState:
+    """Return the state before the first step: the same weights from the same seed on any number of ranks.
+
+    Arguments:
+        make: gives the model (`Work.model`).
+        rates: learning rates of parts that have their own, by the beginning of their weights' names.
+
+    Raises:
+        UserError: the model that the recipe starts from cannot be read.
+    """
     torch.manual_seed(recipe.seed)
-    config = recipe.model.config(vocab_size, bos_token_id=end_of_text_id, eos_token_id=end_of_text_id)
-    model = MobiLlamaForCausalLM(config).train()
+    model = make().train()
     model.to(world.device)  # pyright: ignore[reportArgumentType, reportCallIssue]
     if recipe.train.checkpoint_activations:
         model.gradient_checkpointing_enable()
     parallel.shard(model, world, compute_dtype(recipe))
     state = TrainingState(
-        model, optimizer_module.build(model, recipe.train.optimizer), world, recipe.train.average_decay
+        model, optimizer_module.build(model, recipe.train.optimizer, rates), world, recipe.train.average_decay
     )
     if state.average_decay:
         state.average = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     return state
 
 
-def compute_dtype(recipe: Recipe) -> torch.dtype:
+def start(folder: Path, vocab_size: int) -> MobiLlamaForCausalLM:
+    """Return the model of a folder in fp32, with a row for every token.
+
+    Raises:
+        UserError: it cannot be read, or is not for this vocabulary.
+    """
+    model = load_language_model(folder, device="cpu", dtype=torch.float32)
+    assert isinstance(model, MobiLlamaForCausalLM)  # The recipe has looked at its configuration.
+    if model.config.vocab_size < vocab_size:
+        raise UserError(
+            f"{folder}: model.embed_tokens.weight has {model.config.vocab_size} rows, "
+            f"the corpus {vocab_size} tokens; prepare it with the model's tokenizer"
+        )
+    return model
+
+
+def compute_dtype(recipe: RunRecipe) -> torch.dtype:
     """Return the number format of forward and backward passes."""
     return torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32

@@ -1,8 +1,9 @@
 """``train``: begin or resume a run from its recipe, and keep its records."""
 
 import json
+import math
 import time
-import tomllib
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,23 +15,22 @@ import torch.distributed as dist
 from transformers.utils import logging as transformers_logging
 
 from mobillama.core import atomic, records
-from mobillama.core.config import Loaded, leaves
+from mobillama.core.config import Loaded, leaves, load
 from mobillama.core.environment import environment
 from mobillama.core.errors import UserError
 from mobillama.core.progress import Advance, progress
-from mobillama.data import Corpus, Samples
 
-from . import heldout, host_memory, loop, parallel, sizing, speaking
+from . import ancestry, host_memory, loop, parallel, sizing
 from . import state as states
-from .batches import TokenBatches
 from .checkpoints import Store
 from .loop import NotFiniteError, Plan, Step
 from .metrics import Meter, Recorder
-from .objectives import NextToken
+from .objectives import Objective
 from .precision import Precision
-from .recipe import Recipe
+from .recipe import RunRecipe
 from .schedule import BatchPlan
 from .state import TrainingState
+from .work import TextWork, Work
 
 PLAN = "plan.json"
 HARMLESS = (
@@ -41,6 +41,7 @@ HARMLESS = (
     "evaluate.",
     "sample.",
     "corpus.",
+    "images.",
 )
 
 
@@ -48,17 +49,17 @@ HARMLESS = (
 class Session:
     """One process's part in a run: what it trains, with what, and what it writes down."""
 
-    loaded: Loaded[Recipe]
-    corpus: Corpus
-    samples: Samples
+    loaded: Loaded[Any]
+    work: Work
     state: TrainingState
+    objective: Objective
     store: Store
     recorder: Recorder
     ledger: records.Ledger
     stop: loop.Stop = field(default_factory=loop.Stop)
 
     @property
-    def recipe(self) -> Recipe:
+    def recipe(self) -> RunRecipe:
         return self.loaded.recipe
 
     @property
@@ -72,8 +73,13 @@ class Session:
             self.ledger.append(event, step=self.state.step, **facts)
 
 
-def train(loaded: Loaded[Recipe]) -> Path:
+def train(loaded: Loaded[Any], open_work: Callable[..., Work] = TextWork) -> Path:
     """Train as the recipe says, from the beginning or from the last state, and return the run directory.
+
+    Arguments:
+        loaded: a recipe, `RunRecipe` or a kind of it.
+        open_work: what makes of it what is learnt; called with the recipe, and ``check``, whether to hash
+            the data.
 
     Raises:
         UserError: no corpus, a recipe other than the one the run began with, another process in the run
@@ -88,7 +94,7 @@ def train(loaded: Loaded[Recipe]) -> Path:
     transformers_logging.disable_progress_bar()  # A bar for each checkpoint it writes would tear ours.
     try:
         with atomic.exclusive(recipe.run_dir) if world.leads else nullcontext():
-            session = open_session(loaded, world)
+            session = open_session(loaded, open_work, world)
             plan = begin(session)
             with session.stop.listening():
                 follow(session, plan)
@@ -98,35 +104,20 @@ def train(loaded: Loaded[Recipe]) -> Path:
     return recipe.run_dir
 
 
-def open_session(loaded: Loaded[Recipe], world: parallel.World) -> Session:
+def open_session(loaded: Loaded[Any], open_work: Callable[..., Work], world: parallel.World) -> Session:
     """Return everything a run works with, before its first step."""
     recipe = loaded.recipe
-    if not (recipe.corpus.directory / records.MANIFEST).exists():
-        raise UserError(
-            f"{recipe.corpus.directory}: no corpus here yet; run mobillama prepare with this recipe first"
-        )
-    if world.leads:
-        records.require_intact(recipe.corpus.directory, "corpus")
-    corpus = Corpus(recipe.corpus.directory)
-    if recipe.model.max_position_embeddings < recipe.data.sequence_length:
-        raise UserError(
-            f"data.sequence_length = {recipe.data.sequence_length} is over model.max_position_embeddings = "
-            f"{recipe.model.max_position_embeddings}; raise that or lower this"
-        )
+    work = open_work(recipe, check=world.leads)
+    state = states.build(recipe, work.model, work.rates, world)
     return Session(
         loaded,
-        corpus,
-        Samples(corpus, recipe.data, recipe.seed),
-        states.build(recipe, corpus.vocab_size, corpus.end_of_text_id, world),
+        work,
+        state,
+        work.objective(state.model),
         Store(recipe.run_dir),
         Recorder(recipe.run_dir, world.leads),
         records.Ledger(recipe.run_dir / records.LEDGER),
     )
-
-
-def batches_of(session: Session) -> TokenBatches:
-    """Return this rank's micro-batches."""
-    return TokenBatches(session.samples, session.recipe.train.micro_batch, session.world)
 
 
 def begin(session: Session) -> Plan:
@@ -138,8 +129,9 @@ def begin(session: Session) -> Plan:
             session.ledger.require_intact()
         refuse_other_recipe(run, recipe)
         facts = json.loads((run / PLAN).read_text(encoding="utf-8"))
-        if facts["corpus"] != session.corpus.identity:
-            raise UserError(f"{recipe.corpus.directory} is not the corpus that {run} began with; restore it")
+        if facts["corpus"] != session.work.identity:
+            raise UserError(f"{run} began with other data than the recipe names now; restore it")
+        ancestry.refuse_others(run, facts, session.work.ancestors)
         if facts["threads"] != torch.get_num_threads():
             torch.set_num_threads(facts["threads"])
     else:
@@ -157,7 +149,7 @@ def begin(session: Session) -> Plan:
         if session.world.leads:
             session.store.prune(recipe.checkpoint)
     else:
-        made_from = {"corpus": session.corpus.identity}
+        made_from = {"corpus": session.work.identity, **session.work.ancestors}
         rewind(session, "start", world_size=session.world.size, environment=environment(), **made_from)
     return plan
 
@@ -191,10 +183,10 @@ def warn_of_other_ranks(session: Session) -> None:
         session.note("warning", reason=f"{before} ranks before, {now} now: equal in value, not in bits")
 
 
-def plan_of(recipe: Recipe, total_steps: int) -> Plan:
+def plan_of(recipe: RunRecipe, total_steps: int) -> Plan:
     """Return the plan of a run whose length is known."""
-    batch = recipe.train.batch_tokens // recipe.data.sequence_length
-    return Plan(recipe, total_steps, BatchPlan(batch, recipe.train.schedule.batch_ramp_steps))
+    steps = BatchPlan(recipe.samples_per_step, recipe.train.schedule.batch_ramp_steps)
+    return Plan(recipe, total_steps, steps)
 
 
 def decide(session: Session) -> dict[str, Any]:
@@ -203,11 +195,14 @@ def decide(session: Session) -> dict[str, Any]:
     provisional = plan_of(session.recipe, 1)
     limits = [section.max_steps or float("inf")]
     if section.max_tokens:
-        limits.append(provisional.batch.steps_for(section.max_tokens // session.recipe.data.sequence_length))
+        limits.append(provisional.batch.steps_for(section.max_tokens // session.work.tokens_per_sample))
+    if section.max_epochs:
+        samples = math.ceil(section.max_epochs * session.work.samples_per_epoch)
+        limits.append(provisional.batch.steps_for(samples))
     step_s = None
     if section.max_minutes:
-        objective = NextToken(section.z_loss)
-        step_s = sizing.seconds_per_step(session.state, provisional, objective, batches_of(session))
+        batches = session.work.batches(session.world)
+        step_s = sizing.seconds_per_step(session.state, provisional, session.objective, batches)
         time_s = sizing.SAFETY * 60 * section.max_minutes
         left_s = max(time_s / 2, time_s - measuring_s(session))  # measuring must not starve training
         affordable = max(1.0, left_s / step_s) * provisional.batch.batch
@@ -216,21 +211,18 @@ def decide(session: Session) -> dict[str, Any]:
         "total_steps": max(1, int(min(limits))),
         "seconds_per_step": step_s,
         "threads": torch.get_num_threads(),
-        "corpus": session.corpus.identity,
+        "corpus": session.work.identity,
+        **session.work.ancestors,
     }
 
 
 def measuring_s(session: Session) -> float:
     """Return the seconds that held-out measurements at checkpoints and at the end will take."""
-    section, corpus = session.recipe.evaluate, session.corpus
-    text = heldout.HeldoutText(corpus, session.recipe.data.sequence_length, section.batch)
     precision = Precision(session.recipe.train.precision, session.world.device)
     started_at = time.monotonic()
-    results = heldout.measure(session.state.model, text, precision, most_bytes=section.bytes)
+    record = session.work.measure(session.state.model, precision, whole=False)
     once_s = session.world.mean(time.monotonic() - started_at)
-    measured = sum(result["tokens"] for result in results.values())
-    whole = sum(len(corpus.tokens(subset, "heldout")) for subset in corpus.subsets)
-    return once_s * session.recipe.checkpoint.count + once_s * whole / max(1, measured)
+    return once_s * (session.recipe.checkpoint.count + session.work.left_out(record))
 
 
 def write_beginning(session: Session, facts: dict[str, Any]) -> None:
@@ -243,9 +235,10 @@ def write_beginning(session: Session, facts: dict[str, Any]) -> None:
     atomic.write_text(run / PLAN, json.dumps(facts, indent=1) + "\n")
 
 
-def refuse_other_recipe(run: Path, recipe: Recipe) -> None:
+def refuse_other_recipe(run: Path, recipe: RunRecipe) -> None:
     """Stop if the run began with other values than the recipe now has, but for harmless ones."""
-    began = tomllib.loads((run / "run.toml").read_text(encoding="utf-8"))
+    # As a recipe, so that a run from before a key existed has its default.
+    began = load(run / "run.toml", type(recipe)).recipe.model_dump(mode="json", exclude_none=True)
     now = recipe.model_dump(mode="json", exclude_none=True)
     for dotted in sorted({*leaves(began), *leaves(now)}):
         if not dotted.startswith(HARMLESS) and (old := at(began, dotted)) != (new := at(now, dotted)):
@@ -268,18 +261,17 @@ def follow(session: Session, plan: Plan) -> None:
         if session.world.leads and session.ledger.entries()[-1]["event"] == "checkpoint":
             session.note("stop", reason="finished")
         return
-    length = session.recipe.data.sequence_length
+    length = session.work.tokens_per_sample
     tokens = plan.batch.first_sample(plan.total_steps + 1) * length
     title = f"train {session.recipe.name}"
     with progress(title, tokens, "tokens") if session.world.leads else nullcontext(ignore) as advance:
         between = Between(session, plan, advance)
-        objective = NextToken(session.recipe.train.z_loss)
         try:
             loop.run(
                 session.state,
                 plan,
-                objective,
-                batches_of(session),
+                session.objective,
+                session.work.batches(session.world),
                 until=plan.total_steps,
                 after_step=between,
             )
@@ -300,17 +292,17 @@ class Between:
 
     def __init__(self, session: Session, plan: Plan, advance: Advance):
         self.session, self.plan, self.advance = session, plan, advance
-        recipe, world = session.recipe, session.world
-        config = session.state.model.config
-        self.meter = Meter(config, recipe.data.sequence_length, world.device, world.size)
-        self.text = heldout.HeldoutText(session.corpus, recipe.data.sequence_length, recipe.evaluate.batch)
+        world = session.world
+        config: Any = session.state.model.config.get_text_config()
+        self.length = session.work.tokens_per_sample
+        self.meter = Meter(config, self.length, world.device, world.size)
         self.last_checkpoint_at = time.monotonic()
 
     def __call__(self, step: Step) -> bool:
         """Record a step; return whether the run should stop here."""
         recipe, state = self.session.recipe, self.session.state
-        tokens_seen = self.plan.batch.first_sample(step.step + 1) * recipe.data.sequence_length
-        self.meter.tokens += step.samples * recipe.data.sequence_length
+        tokens_seen = self.plan.batch.first_sample(step.step + 1) * self.length
+        self.meter.tokens += step.samples * self.length
         last = step.step == self.plan.total_steps
         if step.step % recipe.train.log_every == 0 or last:
             reading = self.meter.read()
@@ -323,18 +315,18 @@ class Between:
         stopping = self.session.world.agree(self.session.stop.wanted)
         if self.due(step.step) or last:
             # Measured first: a run killed in between repeats both, so no checkpoint lacks its measurement.
-            self.measure(None if last else recipe.evaluate.bytes)
+            self.measure(whole=last)
             self.speak()
             self.checkpoint()
         elif stopping:
             self.checkpoint()
         elif recipe.evaluate.every_steps and step.step % recipe.evaluate.every_steps == 0:
-            self.measure(recipe.evaluate.bytes)
+            self.measure(whole=False)
         return stopping and state.step < self.plan.total_steps
 
     def due(self, step: int) -> bool:
         """Return whether a checkpoint is due after ``step``."""
-        section, length = self.session.recipe.checkpoint, self.session.recipe.data.sequence_length
+        section, length = self.session.recipe.checkpoint, self.length
         if (
             section.count
             and step * section.count // self.plan.total_steps
@@ -361,38 +353,28 @@ class Between:
         facts = {
             "run": session.recipe.name,
             "samples_seen": samples_seen,
-            "tokens_seen": samples_seen * session.recipe.data.sequence_length,
+            "tokens_seen": samples_seen * self.length,
             "total_steps": self.plan.total_steps,
             "world_size": session.world.size,
+            **session.work.ancestors,
         }
-        identity = session.store.save(state, session.corpus, facts)
+        identity = session.store.save(state, session.work, facts)
         session.note("checkpoint", checkpoint=identity, samples_seen=samples_seen)
         if session.world.leads:
             session.store.prune(session.recipe.checkpoint)
         session.world.barrier()
         self.last_checkpoint_at = time.monotonic()
 
-    def measure(self, most_bytes: int | None) -> None:
-        """Measure held-out text and record bits per byte by subset and over the mixture."""
+    def measure(self, *, whole: bool) -> None:
+        """Measure held-out data and record what was found."""
         session = self.session
         precision = Precision(session.recipe.train.precision, session.world.device)
-        results = heldout.measure(session.state.model, self.text, precision, most_bytes=most_bytes)
-        if not results:
-            return
-        shares = {share.name: share.quota for share in session.samples.order.shares}
-        total = heldout.weighted(results, shares)
-        session.recorder.write(
-            "evaluations.jsonl",
-            session.state.step,
-            bits_per_byte=total,
-            whole=most_bytes is None,
-            subsets=results,
-        )
-        session.note("evaluation", bits_per_byte=total)
+        if record := session.work.measure(session.state.model, precision, whole=whole):
+            session.recorder.write("evaluations.jsonl", session.state.step, **record)
+            figures = {key: value for key, value in record.items() if isinstance(value, float)}
+            session.note("evaluation", **figures)
 
     def speak(self) -> None:
-        """Record how the model goes on from the recipe's prompts."""
-        section = self.session.recipe.sample
-        for prompt in section.prompts:
-            text = speaking.complete(self.session.state.model, self.session.corpus, prompt, section)
+        """Record what the model makes of the recipe's prompts."""
+        for prompt, text in self.session.work.speak(self.session.state.model):
             self.session.recorder.write("samples.jsonl", self.session.state.step, prompt=prompt, text=text)

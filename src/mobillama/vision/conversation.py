@@ -97,10 +97,11 @@ class Conversation:
     def special(self) -> dict[str, int]:
         """The ids that the stand-ins mean."""
         names = {BEGIN: self.end_token, END: self.end_token, IMAGE: MARKER}
-        found = {sign: self.tokenizer.token_to_id(name) for sign, name in names.items()}
-        for sign, token in found.items():
-            if token is None:
-                raise UserError(f"tokenizer.json: has no token {names[sign]}; this model cannot see")
+        found: dict[str, int] = {}
+        for sign, name in names.items():
+            if (token := self.tokenizer.token_to_id(name)) is None:
+                raise UserError(f"tokenizer.json: has no token {name}; this model cannot see")
+            found[sign] = token
         return found
 
     @property

@@ -47,7 +47,6 @@ class ConvTower(PreTrainedModel):
     config: ConvTowerConfig
     config_class = ConvTowerConfig
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
     base_model_prefix = "tower"
 
     def __init__(self, config: ConvTowerConfig) -> None:
@@ -69,7 +68,7 @@ class ConvTower(PreTrainedModel):
 
     def forward(self, pixel_values: Tensor, **_: Any) -> BaseModelOutputWithPooling:
         """Return features (N, tokens, hidden_size) of images (N, 3, image_size, image_size), row by row."""
-        states = pixel_values
+        states = pixel_values.to(self.norms[0].weight.dtype)  # pyright: ignore
         for stage, norm in zip(self.stages, self.norms, strict=True):
             states = nn.functional.gelu(norm(stage(states)))
         features = states.flatten(2).transpose(1, 2)  # (N, tokens, hidden_size)
@@ -93,7 +92,7 @@ class ShuffledTowerConfig(PreTrainedConfig):
     model_type = "mobillama_shuffled_tower"
     sub_configs: ClassVar[dict[str, Any]] = {"tower": AutoConfig}
 
-    tower: dict | PreTrainedConfig | None = None
+    tower: Any = None
     shuffle: int = 2
     feature_layer: int = -2
     drop_first: bool = True
@@ -128,7 +127,6 @@ class ShuffledTower(PreTrainedModel):
     config: ShuffledTowerConfig
     config_class = ShuffledTowerConfig
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
     base_model_prefix = "shuffled"
     _supports_sdpa = True
 

@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from mobillama.model import MobiLlamaConfig, MobiLlamaForCausalLM
 from mobillama.train import attention, objectives, parallel, precision
-from mobillama.train.objectives import IGNORED, HeadLoss, NextToken
+from mobillama.train.objectives import IGNORED, CrossEntropy, HeadLoss, NextToken
 from mobillama.train.optimizers import build
 from mobillama.train.recipe import OptimizerSection
 from mobillama.train.state import TrainingState
@@ -44,7 +44,7 @@ def test_head_loss_in_blocks_is_cross_entropy_of_all_logits(monkeypatch, z_loss,
     head = torch.randn(300, 16, requires_grad=True)
     labels = torch.randint(0, 300, (50,))
     labels[list(ignored)] = IGNORED
-    ours = HeadLoss.apply(states, head, labels, z_loss)
+    ours = HeadLoss.apply(states, head, CrossEntropy(labels, z_loss))
     logits = states @ head.T
     squares = torch.logsumexp(logits, -1)[labels != IGNORED].square()
     plain = functional.cross_entropy(logits, labels, reduction="sum") + z_loss * squares.sum()

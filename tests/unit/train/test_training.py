@@ -9,8 +9,10 @@ from transformers import AutoModelForCausalLM
 
 from mobillama.core.errors import UserError
 from mobillama.core.records import Ledger, read_jsonl, read_manifest
-from mobillama.train import last_checkpoint, loop, train, training
+from mobillama.train import last_checkpoint, loop, train, training, work
 from mobillama.train.checkpoints import Store
+from mobillama.train.objectives import NextToken
+from mobillama.train.work import TextWork
 
 
 def weights(run, step):
@@ -104,14 +106,14 @@ def test_accumulated_micro_batches_give_the_gradient_of_the_whole_batch(load):
     for micro_batch in (2, 8):
         loaded = load("train.max_steps=1", f"train.micro_batch={micro_batch}", 'train.precision="fp32"')
         loaded.recipe.run_dir.mkdir(parents=True, exist_ok=True)
-        session = training.open_session(loaded, training.parallel.World())
+        session = training.open_session(loaded, TextWork, training.parallel.World())
         plan = training.plan_of(loaded.recipe, 1)
         steps = []
         loop.run(
             session.state,
             plan,
-            training.NextToken(),
-            training.batches_of(session),
+            session.objective,
+            session.work.batches(session.world),
             until=1,
             after_step=steps.append,
         )
@@ -122,7 +124,7 @@ def test_accumulated_micro_batches_give_the_gradient_of_the_whole_batch(load):
 def test_a_loss_that_is_not_finite_stops_with_step_documents_and_checkpoint(load):
     loaded = load("checkpoint.count=0")
 
-    class Poisoned(training.NextToken):
+    class Poisoned(NextToken):
         calls = 0
 
         def __call__(self, model, batch):
@@ -131,7 +133,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_documents_and_checkpoint(load
             return losses * (float("nan") if Poisoned.calls == 6 else 1.0), counted
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "NextToken", Poisoned)
+        patch.setattr(work, "NextToken", Poisoned)
         with pytest.raises(UserError, match=r"step 3: loss nan.*(left|right): "):
             train(loaded)
     run = loaded.recipe.run_dir
