@@ -80,8 +80,8 @@ def evaluate(subject: Subject, chosen: TaskSet, out: Path, *, limit: int | None 
 def write_result(out: Path, name: str, result: dict[str, Any], *, suffix: str = "") -> None:
     """Write a result as `out/NAME` + `suffix` + `.json`; `folder` says where its logs are."""
     result |= {"folder": name, "file": f"{name}{suffix}.json"}
-    text = json.dumps(records.sealed(result), indent=1, ensure_ascii=False)
-    atomic.write_text(out / result["file"], f"{text}\n")
+    result |= records.sealed(result)
+    atomic.write_text(out / result["file"], json.dumps(result, indent=1, ensure_ascii=False) + "\n")
 
 
 def ask(
