@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import LlavaForConditionalGeneration
+from transformers.utils import logging
 
 from mobillama.core.errors import UserError
 from mobillama.model import checkpoint
@@ -28,6 +29,7 @@ def load_vision_model(
     """
     directory = checkpoint.locate(model)
     checkpoint.require_intact(directory)
+    logging.disable_progress_bar()  # It would stand among answers and our own bars.
     options: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "output_loading_info": True}
     try:
         result: Any = LlavaForConditionalGeneration.from_pretrained(directory, **options)

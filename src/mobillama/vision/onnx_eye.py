@@ -61,15 +61,16 @@ class OnnxEye:
         """The onnxruntime session.
 
         Raises:
-            UserError: the file is damaged or was changed, or onnxruntime is not installed.
+            UserError: the file is damaged or was changed.
         """
-        require_extra("vision", "onnxruntime", "PIL")
         if manifest_path(self.path).is_file():
             require_intact(self.path)
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads or 0
+        # Threads that spin while they wait collapse where the machine is shared.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 4  # its own error texts; ours says what to do
         try:
             session = onnxruntime.InferenceSession(
@@ -109,10 +110,11 @@ class OnnxEye:
         Raises:
             UserError: the image or the vision half cannot be read.
         """
-        rules = self.rules
+        require_extra("vision", "onnxruntime", "PIL")
         from .images import opened
 
-        squares = rules.pixels(opened(image))
+        picture = opened(image)  # first, so that a bad image costs no start of the graph
+        squares = self.rules.pixels(picture)
         # One square a run: memory stays that of one, and the graph needs no free axis.
         rows = [self.session.run([ROWS], {PIXELS: square[None]})[0] for square in squares]
         return np.concatenate(rows)
