@@ -72,13 +72,14 @@ def checkpoint(path: Path, record: dict[str, Any]) -> Description:
     """Describe a checkpoint: the model in it, and the way back to the documents."""
     config = read_json(path / "config.json")
     weights = model_files(path)
-    sharing = config.get("ffn_of_layer") or []
+    language = config.get("text_config", config)  # of a model that sees, the half that has layers
+    sharing = language.get("ffn_of_layer") or []
     owner = owning_run(path)
     return Description(
         str(path),
         record["kind"],
         f"{config.get('model_type')}, {count(values_of(weights))} stored values, "
-        f"{ffns_text(config.get('num_hidden_layers'), len(set(sharing)))}; after step {record['step']:,}.",
+        f"{ffns_text(language.get('num_hidden_layers'), len(set(sharing)))}; after step {record['step']:,}.",
         size_of(record),
         facts={
             "tokens seen": count(record.get("tokens_seen")),
@@ -214,6 +215,8 @@ def ancestors(record: dict[str, Any], owner: Run | None) -> Iterator[str]:
         yield f"checkpoint {parent[:12]}, not found beside it"
     else:
         yield "a fresh model"
+    if record.get("teacher"):
+        yield f"teacher {record['teacher'][:12]}"
     if owner and owner.corpus:
         yield from corpus_lines(owner)
     elif record.get("corpus"):

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from mobillama.core import atomic
 from mobillama.core.records import now
 
+from .benchmarks import benchmark_columns, last_scores, results_of
 from .run import Run, flat, intact_run
 from .series import baselines, heldout_columns, metrics_columns
 from .summary import Summary, compared_recipes, dropped_counts, heldout_rows, mixture, sample_rows, summary
@@ -66,11 +67,14 @@ def render(runs: list[Run]) -> str:
 def view(run: Run, name: str) -> dict[str, Any]:
     """Return all that the template shows of one run."""
     facts: Summary = summary(run)
+    results = results_of(run.path)
     return {
         "name": name,
         "run": run,
         "facts": facts,
         "heldout": heldout_rows(run),
+        "scores": list(last_scores(results)),
+        "trajectories": benchmark_columns(run, results),
         "mixture": mixture(run),
         "dropped": dropped_counts(run),
         "samples": sample_rows(run),
@@ -92,6 +96,7 @@ def curves(shown: dict[str, Any]) -> dict[str, Any]:
         "name": shown["name"],
         "metrics": metrics_columns(run),
         "heldout": heldout_columns(run) if run.evaluations else None,
+        "benchmarks": shown["trajectories"],
         "baselines": {
             **baselines(run),
             "mean": {"xz": shown["facts"].xz, "zstd": shown["facts"].zstd},

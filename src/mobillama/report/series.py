@@ -1,6 +1,7 @@
 """Curves for the page: columns of the metrics, thinned to what a screen can show."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -45,14 +46,18 @@ def metrics_columns(run: Run) -> dict[str, Column]:
     return columns
 
 
-def heldout_columns(run: Run) -> dict[str, Any]:
-    """Return the held-out curves: x columns, bits per byte by subset, and their mean by bytes."""
-    steps = column(run.evaluations, "step")
-    xs = {"step": plain(steps)}
+def at_steps(run: Run, steps: Sequence[float] | np.ndarray) -> dict[str, Column]:
+    """Return the x columns of points at some steps, as far as the metrics know them."""
+    xs = {"step": plain(np.asarray(steps, dtype=np.float64))}
     for key in ("tokens", "elapsed_s"):
         if not np.isnan(column(run.metrics, key)).all():
-            known = column(run.metrics, "step"), column(run.metrics, key)
-            xs[key] = plain(np.interp(steps, *known))
+            xs[key] = plain(np.interp(steps, column(run.metrics, "step"), column(run.metrics, key)))
+    return xs
+
+
+def heldout_columns(run: Run) -> dict[str, Any]:
+    """Return the held-out curves: x columns, bits per byte by subset, and their mean by bytes."""
+    xs = at_steps(run, column(run.evaluations, "step"))
     names = list(dict.fromkeys(name for entry in run.evaluations for name in entry.get("subsets", {})))
     subsets = {
         name: plain(column([entry["subsets"].get(name, {}) for entry in run.evaluations], "bits_per_byte"))

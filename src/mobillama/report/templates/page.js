@@ -76,9 +76,22 @@ function heldoutCurves() {
   });
 }
 
+function benchmarkCurves() {
+  return RUNS.flatMap((run, runIndex) => {
+    const found = run.benchmarks, x = found && found[choice.x];
+    if (!x) return [];
+    return Object.entries(found.tasks).map(([task, y], index) => ({
+      label: SINGLE ? task : run.name + ", " + task, x, y, width: 2, dots: true,
+      color: color(SINGLE ? index : runIndex),
+    }));
+  });
+}
+
 function draw(figure) {
   const name = figure.dataset.plot, holder = figure.querySelector(".canvas");
-  const curves = name === "heldout" ? heldoutCurves() : metricCurves(name, figure.querySelector("b").textContent);
+  const builders = { heldout: heldoutCurves, benchmarks: benchmarkCurves };
+  const build = builders[name] || (() => metricCurves(name, figure.querySelector("b").textContent));
+  const curves = build();
   holder.replaceChildren();
   figure.classList.toggle("empty", !curves.length);
   if (!curves.length) return null;
