@@ -17,6 +17,7 @@ from mobillama.engine.bench import DECODED_TOKENS, DEPTHS, Bench, Measurement, R
 from mobillama.engine.bench_process import Contender
 
 LLAMA_CPP = "llama.cpp"
+LONGEST_LINE = 200
 UNITS = {"tokens/s": (1, "tokens/s", ".1f"), "bytes": (1e-6, "MB", ".1f"), "s": (1e3, "ms", ".1f"),
          "J/token": (1e3, "mJ/token", ".1f"), "bytes/s": (1e-9, "GB/s", ".1f")}  # fmt: skip
 
@@ -50,7 +51,7 @@ def run(
         with progress("measuring", bench.parts, "parts") as advance:
             bench.run(advance)
     console = Console()
-    console.print(table_of(bench))
+    print_whole(table_of(bench), console)
     if not any(measurement.what == "energy" for measurement in bench.measurements):
         console.print("energy: this machine gives no counter to measure it by", style="dim")
     if json_file is not None:
@@ -112,6 +113,13 @@ def table_of(bench: Bench) -> Table:
         spread = f"{ratio.median:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]" if ratio else ""
         table.add_row(what, shown(threads), shown(depth), *cells, unit, *([spread] if len(names) > 1 else []))
     return table
+
+
+def print_whole(table: Table, console: Console) -> None:
+    """Print a table with every figure whole: what a narrow terminal cannot hold it folds."""
+    wanted = console.measure(table, options=console.options.update(width=LONGEST_LINE)).maximum
+    console.width = max(console.width, wanted)
+    console.print(table)
 
 
 def best_ratios(bench: Bench) -> dict[Key, Ratio]:
