@@ -24,7 +24,7 @@ from mobillama.core.errors import UserError
 from mobillama.core.progress import progress
 from mobillama.core.records import LEDGER, Ledger, read_jsonl, require_intact
 from mobillama.report.run import latest_by_step
-from mobillama.train import ancestry, loop, parallel
+from mobillama.train import ancestry, host_memory, loop, parallel
 from mobillama.train import state as states
 from mobillama.train.checkpoints import STATE_FILE, Store, load_file, load_weights
 from mobillama.train.loop import Plan, Step
@@ -139,6 +139,8 @@ def repeat(run: Path, choose: Callable[[parallel.World], list[tuple[int, int]]])
     ancestry.refuse_others(run, facts, work.ancestors)
     torch.set_num_threads(facts["threads"])
     world = parallel.start()
+    if world.device.type == "cpu":
+        host_memory.keep_freed_memory()
     try:
         with atomic.exclusive(run) if world.leads else nullcontext():
             outcomes = []
