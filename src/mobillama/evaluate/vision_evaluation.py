@@ -122,11 +122,14 @@ def evaluate_vision(
                 answers[each.name] = answer(model, each, directory / each.log, show)
                 tasks[each.name] = describe(each, answers[each.name])
                 done += len(each.questions)
-        for each in asked if request.gallery else ():
-            if each.sight == "right" and each.shown:
-                page = directory / f"gallery-{each.name}.html"
-                show_answers(model, each, tasks, answers[each.name], page, request.gallery)
-                tasks[each.name]["gallery"] = f"{directory.name}/{page.name}"
+        if request.gallery:
+            for each in asked:
+                if each.sight == "right" and each.shown:
+                    page = directory / f"gallery-{each.name}.html"
+                    show_answers(
+                        model, each, answers[each.name], Page(page, subject.name, tasks, request.gallery)
+                    )
+                    tasks[each.name]["gallery"] = f"{directory.name}/{page.name}"
         result = {
             "kind": "evaluation",
             "format": FORMAT,
@@ -220,10 +223,15 @@ def read_image(item: VisionItem) -> Path | bytes:
 def ask(
     model: engine.LanguageModel, benchmark: VisionBenchmark, item: VisionItem, images: Sequence[Any]
 ) -> dict[str, Any]:
-    """Return the log entry of one question, put to the model as one turn of the user's."""
+    """Return the log entry of one question, put to the model as one turn of the user's.
+
+    One that does not fit into the context has no answer; ``cut_tokens`` says by how much.
+    """
     messages = [{"role": "user", "content": item.question, "images": images}]
     options = engine.GenerationOptions(max_tokens=benchmark.max_tokens, sampling=engine.GREEDY)
-    said = "".join(event.text for event in model.chat(messages, options)).strip()
+    prompt_tokens = len(model.chat_prompt(messages)) + sum(len(rows) - 1 for rows in images)
+    excess = max(0, prompt_tokens + 1 - model.cache.session.context_length)
+    said = "" if excess else "".join(event.text for event in model.chat(messages, options)).strip()
     scores: Scores = benchmark.judge(item, said)
     return {
         "id": item.id,
@@ -233,25 +241,28 @@ def ask(
         "target": item.gold,
         "responses": [said],
         "scores": scores,
-        "cut_tokens": 0,
+        "cut_tokens": excess,
     }
 
 
-def show_answers(
-    model: engine.LanguageModel,
-    asked: Asked,
-    tasks: dict[str, dict[str, Any]],
-    entries: dict[int, Entry],
-    page: Path,
-    count: int,
-) -> None:
+@dataclass(frozen=True)
+class Page:
+    """A gallery to write: where, of which model, beside which scores, with how many answers."""
+
+    path: Path
+    model: str
+    tasks: dict[str, dict[str, Any]]
+    count: int
+
+
+def show_answers(model: engine.LanguageModel, asked: Asked, entries: dict[int, Entry], page: Page) -> None:
     """Write the gallery of a benchmark, with its scores however its images were shown."""
     from .vision_gallery import chosen, write_gallery
 
-    name = asked.benchmark.name
     shown = [(item, entries[item.id]) for item in asked.questions if item.image_name in asked.shown]
-    own = {task: found for task, found in tasks.items() if task.partition(":")[0] == name}
-    write_gallery(model, asked.benchmark.title, own, chosen(shown, count), page)
+    own = {name: found for name, found in page.tasks.items() if name.partition(":")[0] == asked.name}
+    titles = (page.model, asked.benchmark.title)
+    write_gallery(model, titles, own, chosen(shown, page.count), page.path)
 
 
 def describe(asked: Asked, entries: dict[int, Entry]) -> dict[str, Any]:
@@ -268,6 +279,9 @@ def describe(asked: Asked, entries: dict[int, Entry]) -> dict[str, Any]:
         for part in dict.fromkeys(item.part for item in asked.questions)
         if (scores := [found for item, found in answered if item.part == part])
     }
+    notes = [asked.note] if asked.note else []
+    if unfit := sum(entries[item.id]["cut_tokens"] > 0 for item in asked.questions):
+        notes.append(f"{unfit:,} questions do not fit into the context and count as wrong")
     return {
         "metric": asked.benchmark.metric,
         **metrics[asked.benchmark.metric],
@@ -279,7 +293,7 @@ def describe(asked: Asked, entries: dict[int, Entry]) -> dict[str, Any]:
         "metrics": metrics,
         "parts": parts,
         "logs": [asked.log],
-        "note": asked.note,
+        "note": "; ".join(notes) or None,
     }
 
 

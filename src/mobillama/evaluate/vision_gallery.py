@@ -23,14 +23,16 @@ SMALL_PIXELS = 128
 HEAT = (255, 214, 10)
 Entry = dict[str, Any]
 Shown = tuple[VisionItem, Entry]
+Titles = tuple[str, str]
 
 
 def write_gallery(
-    model: engine.LanguageModel, title: str, tasks: dict[str, Any], answers: Sequence[Shown], out: Path
+    model: engine.LanguageModel, titles: Titles, tasks: dict[str, Any], answers: Sequence[Shown], out: Path
 ) -> Path:
     """Write the page of some answers to one benchmark and return its path.
 
     Arguments:
+        titles: what the model and the benchmark are called.
         tasks: the benchmark's results by name, shown rightly first, then otherwise.
         answers: the questions that are shown, with their log entries.
     """
@@ -44,8 +46,8 @@ def write_gallery(
     ]
     return gallery.write(
         gallery.Gallery(
-            model=model.name,
-            benchmark=title,
+            model=titles[0],
+            benchmark=titles[1],
             score=first["value"],
             questions=first["questions"],
             pictures=[picture(model, item, entry) for item, entry in answers],
@@ -130,7 +132,7 @@ def heat(weights: NDArray[np.float32]) -> bytes:
     strength = np.asarray(blurred, dtype=np.float32)[..., None] / 255
     veil = np.full((side, side, 4), (0, 0, 0, 70), dtype=np.float32)
     glow = np.full((side, side, 4), (*HEAT, 190), dtype=np.float32)
-    layer = veil + np.sqrt(strength) * (glow - veil)
+    layer = veil + strength * (glow - veil)
     return encoded(Image.fromarray(layer.round().astype(np.uint8)))
 
 

@@ -13,6 +13,7 @@ from mobillama.evaluate.verb import sights
 from mobillama.evaluate.vision_evaluation import VisionRequest, evaluate_vision
 from mobillama.evaluate.vision_tables import tables
 
+LETTERS_PROMPT = "Answer with the option's letter from the given choices directly."
 SHORT = "Answer the question using a single word or phrase."
 
 
@@ -186,6 +187,16 @@ def test_scienceqa_leaves_out_what_needs_an_image_and_says_so(tmp_path, sees, wh
     task = result["tasks"]["scienceqa"]
     assert (task["questions"], task["of"]) == (2, 3)
     assert task["note"] == f"{why}: 1 questions about images are left out"
+
+
+def test_a_question_longer_than_the_context_is_wrong_and_told(tmp_path, monkeypatch):
+    scienceqa(tmp_path / "data/scienceqa", images=True)
+    # "User: ", the question with its two lines of choices, and "Assistant:", a byte a token.
+    length = len("User: \nAssistant:" + "Which is it?\nA. one\nB. two\n") + len(LETTERS_PROMPT)
+    monkeypatch.setattr("answering_double.AnsweringSession.context_length", length)
+    task = evaluate(tmp_path, "scienceqa", ANSWERS)["tasks"]["scienceqa"]
+    assert task["value"] == 0
+    assert task["note"] == "3 questions do not fit into the context and count as wrong"
 
 
 def easy_vqa(folder: Path) -> None:
