@@ -130,9 +130,19 @@ def convert(
     delta_rank: Annotated[int, typer.Option(help="Rank of each layer's own addition.")] = 0,
     calibrate: Annotated[Path | None, typer.Option(metavar="TEXT", help="Text for least-squares.")] = None,
     stock_llama: Annotated[bool, typer.Option(help="Write Llama's layout, the FFN in every layer.")] = False,
+    onnx: Annotated[
+        bool, typer.Option(help="Write an ONNX graph of a model of ours, with its cache.")
+    ] = False,
 ) -> None:
-    """Turn released checkpoints and Llamas into our layout, each shared FFN once; or ours into Llama's."""
+    """Turn released checkpoints and Llamas into our layout, each shared FFN once; or ours into others."""
     require_extra("train", "torch", "transformers")
+    if onnx:
+        if average or ffn_sharing or stock_llama:
+            raise UserError("--onnx goes alone: convert into our layout first, then that folder with --onnx")
+        from mobillama.export.onnx import export_onnx
+
+        typer.echo(export_onnx(source, destination))
+        return
     from mobillama.model import convert as converting
 
     sharing = None
