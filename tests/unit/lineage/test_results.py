@@ -7,6 +7,7 @@ from fixture_run import make_corpus, make_run
 
 from mobillama.core import records
 from mobillama.core.errors import UserError
+from mobillama.evaluate.comparison import compare_results
 from mobillama.lineage import cards
 from mobillama.lineage.inspect import describe
 from mobillama.lineage.results import write_result
@@ -51,6 +52,13 @@ def test_answers_with_a_changed_line_are_not_read(run):
     log.write_text(log.read_text().replace("-2", "-1"))
     with pytest.raises(UserError, match="line 2 was changed"):
         records.read_sealed(log)
+
+
+def test_a_changed_result_is_not_compared(run):
+    path = run / "evaluations" / "run-step-400.json"
+    path.write_text(path.read_text().replace("0.5123", "0.9123"))
+    with pytest.raises(UserError, match="changed after it was written"):
+        compare_results(path, path)
 
 
 def test_a_result_is_described_and_whether_it_is_intact(run):
