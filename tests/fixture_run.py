@@ -223,13 +223,14 @@ def write_checkpoint(
 
 
 def evaluate(directory: Path, step: int, worse: float) -> None:
-    """Append one held-out evaluation and one sample a prompt."""
+    """Append one held-out evaluation, two after the last step, and one sample a prompt."""
     subsets = {}
     for name, floor in SUBSETS.items():
         bits = floor + worse + 2.2 * math.exp(-step / 110)
         subsets[name] = {"nats_per_token": bits * 2.1, "bits_per_byte": bits}
-    line = {"step": step, "whole": step == STEPS, "subsets": subsets}
-    append_line(directory / "evaluations.jsonl", json.dumps(line))
+    for whole in (False, True) if step == STEPS else (False,):
+        line = {"step": step, "whole": whole, "subsets": subsets}
+        append_line(directory / "evaluations.jsonl", json.dumps(line))
     words = "the value of a name is returned when it exists; <b>else</b> None & an error\n    return self"
     for prompt in PROMPTS:
         text = words[: 20 + step // 8]

@@ -121,8 +121,12 @@ def read_json(path: Path) -> Entry:
 
 
 def latest_by_step(entries: list[Entry]) -> list[Entry]:
-    """Return one entry a step in step order; after a resume the repeated steps' later entries count."""
-    return [entry for _, entry in sorted({int(entry["step"]): entry for entry in entries}.items())]
+    """Return one entry a step in step order; after a resume the repeated steps' later entries count.
+
+    A step at which a part of the held-out data and all of it were measured keeps both, the part first.
+    """
+    latest = {(int(entry["step"]), entry.get("whole", False)): entry for entry in entries}
+    return [entry for _, entry in sorted(latest.items(), key=lambda item: item[0])]
 
 
 def with_elapsed(metrics: list[Entry]) -> list[Entry]:

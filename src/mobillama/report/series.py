@@ -56,14 +56,19 @@ def at_steps(run: Run, steps: Sequence[float] | np.ndarray) -> dict[str, Column]
 
 
 def heldout_columns(run: Run) -> dict[str, Any]:
-    """Return the held-out curves: x columns, bits per byte by subset, and their mean by bytes."""
-    xs = at_steps(run, column(run.evaluations, "step"))
-    names = list(dict.fromkeys(name for entry in run.evaluations for name in entry.get("subsets", {})))
+    """Return the held-out curves: x columns, bits per byte by subset, and their mean by bytes.
+
+    They stay on the text that was measured first: a part of it and all of it are not points of one curve.
+    """
+    extent = run.evaluations[0].get("whole")
+    points = [entry for entry in run.evaluations if entry.get("whole") == extent]
+    xs = at_steps(run, column(points, "step"))
+    names = list(dict.fromkeys(name for entry in points for name in entry.get("subsets", {})))
     subsets = {
-        name: plain(column([entry["subsets"].get(name, {}) for entry in run.evaluations], "bits_per_byte"))
+        name: plain(column([entry["subsets"].get(name, {}) for entry in points], "bits_per_byte"))
         for name in names
     }
-    return {**xs, "subsets": subsets, "mean": [mean_bits_per_byte(run, entry) for entry in run.evaluations]}
+    return {**xs, "subsets": subsets, "mean": [mean_bits_per_byte(run, entry) for entry in points]}
 
 
 def heldout_sizes(run: Run) -> dict[str, int]:

@@ -315,7 +315,9 @@ class Between:
         stopping = self.session.world.agree(self.session.stop.wanted)
         if self.due(step.step) or last:
             # Measured first: a run killed in between repeats both, so no checkpoint lacks its measurement.
-            self.measure(whole=last)
+            measured_whole = self.measure(whole=False)  # at the last step too: the curve stays on one text
+            if last and not measured_whole:
+                self.measure(whole=True)
             self.speak()
             self.checkpoint()
         elif stopping:
@@ -365,14 +367,15 @@ class Between:
         session.world.barrier()
         self.last_checkpoint_at = time.monotonic()
 
-    def measure(self, *, whole: bool) -> None:
-        """Measure held-out data and record what was found."""
+    def measure(self, *, whole: bool) -> bool:
+        """Measure held-out data, record what was found, and return whether that is all there is to measure."""
         session = self.session
         precision = Precision(session.recipe.train.precision, session.world.device)
         if record := session.work.measure(session.state.model, precision, whole=whole):
             session.recorder.write("evaluations.jsonl", session.state.step, **record)
             figures = {key: value for key, value in record.items() if isinstance(value, float)}
             session.note("evaluation", **figures)
+        return record.get("whole", True)
 
     def speak(self) -> None:
         """Record what the model makes of the recipe's prompts."""

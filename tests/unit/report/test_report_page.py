@@ -129,7 +129,14 @@ def test_an_evaluation_of_a_part_of_the_text_is_called_so(runs, page, tmp_path):
     (copy / "evaluations.jsonl").write_text("".join(lines[:-1]))
     Ledger(copy / "ledger.jsonl").append("warning", reason="the last evaluation was taken out")
     text = Page(report.write(copy, tmp_path / "page.html").read_text(encoding="utf-8")).text
-    assert "after step 350, on the first part of the held-out text only" in text
+    assert "after step 400, on the first part of the held-out text only" in text
+
+
+def test_the_held_out_curve_stays_on_one_text(runs, page):
+    entries = [json.loads(line) for line in (runs[0] / "evaluations.jsonl").read_text().splitlines()]
+    assert [entry["whole"] for entry in entries[-2:]] == [False, True]
+    steps = Page(page).curves[0]["heldout"]["step"]
+    assert steps == [entry["step"] for entry in entries[:-1]]
 
 
 def test_a_run_with_an_edited_ledger_is_not_reported(runs, tmp_path):

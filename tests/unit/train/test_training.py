@@ -38,7 +38,8 @@ def test_a_run_learns_and_records_everything(undisturbed):
     assert metrics[0]["loss"] == pytest.approx(math.log(300), abs=0.15)  # a new model knows nothing
     assert metrics[-1]["loss"] < metrics[0]["loss"] - 1
     assert metrics[-1]["tokens"] == 20 * 256
-    assert [line["step"] for line in read_jsonl(undisturbed / "evaluations.jsonl")] == [5, 10, 15, 20]
+    measured = [(line["step"], line["whole"]) for line in read_jsonl(undisturbed / "evaluations.jsonl")]
+    assert measured == [(5, False), (10, False), (15, False), (20, False), (20, True)]  # one text, then all
     assert {line["prompt"] for line in read_jsonl(undisturbed / "samples.jsonl")} == {"the model"}
     assert list((undisturbed / "tensorboard").glob("events*"))
 
