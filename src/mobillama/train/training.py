@@ -368,7 +368,7 @@ class Between:
         self.last_checkpoint_at = time.monotonic()
 
     def measure(self, *, whole: bool) -> bool:
-        """Measure held-out data, record what was found, and return whether that is all there is to measure."""
+        """Measure held-out data and record it; return whether that was all there is to measure."""
         session = self.session
         precision = Precision(session.recipe.train.precision, session.world.device)
         if record := session.work.measure(session.state.model, precision, whole=whole):
