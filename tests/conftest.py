@@ -1,13 +1,17 @@
-"""What all tests share: where the real data lies, and quiet, single-threaded libraries."""
+"""What all tests share: where the real data lies, quiet and single-threaded libraries, no clock over examples."""
 
 import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+settings.register_profile("unhurried", deadline=None)  # a busy machine is no failure
+settings.load_profile("unhurried")
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
