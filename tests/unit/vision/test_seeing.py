@@ -39,6 +39,12 @@ def conv(tmp_path_factory):
     return made(tmp_path_factory.mktemp("conv"), "conv")
 
 
+@pytest.fixture(scope="module")
+def conv_models(conv):
+    """The same model in torch and as a device file."""
+    return open_model(conv[1]), open_model(conv[2], threads=1)
+
+
 @pytest.fixture(scope="module", params=["clip", "conv"])
 def seeing(request, tmp_path_factory):
     if request.param == "conv":
@@ -200,10 +206,8 @@ def test_halves_of_two_checkpoints_are_refused(conv, tmp_path, photo):
         ("what is in <image>?", 0, "1 <image> marker for 0 images"),
     ],
 )
-def test_markers_must_be_as_many_as_images(conv, photo, text, images, told):
-    _, directory, device_file = conv
-    for path in (directory, device_file):
-        model = open_model(path)
+def test_markers_must_be_as_many_as_images(conv_models, photo, text, images, told):
+    for model in conv_models:
         with pytest.raises(UserError, match=told):
             model.chat(asked(text, *[photo] * images))
         with pytest.raises(UserError, match=told):
@@ -235,14 +239,13 @@ def bad_images() -> dict[str, tuple[bytes, str]]:
 
 
 @pytest.mark.parametrize("name", [*bad_images(), "missing.png"])
-def test_bad_images_are_told_by_name(conv, tmp_path, name):
-    _, directory, device_file = conv
+def test_bad_images_are_told_by_name(conv_models, tmp_path, name):
     content, told = bad_images().get(name, (None, "No such file"))
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    for path in (directory, device_file):
+    for model in conv_models:
         with pytest.raises(UserError, match=told) as error:
-            open_model(path).look(tmp_path / name)
+            model.look(tmp_path / name)
         assert str(error.value).startswith(str(tmp_path / name)) and "\n" not in str(error.value)
 
 
@@ -266,9 +269,9 @@ def odd_images() -> dict[str, Image.Image]:
 
 
 @pytest.mark.parametrize("name", list(odd_images()))
-def test_odd_images_are_seen_as_what_they_show(conv, tmp_path, name):
+def test_odd_images_are_seen_as_what_they_show(conv_models, tmp_path, name):
     odd_images()[name].save(tmp_path / name)
-    model = open_model(conv[1])
+    model = conv_models[0]
     shown = np.asarray(model.eye.rules.squares(opened(tmp_path / name))[0]).astype(int)
     red = (shown[..., 0] > 240) & (shown[..., 1:].max(-1) < 20)
     # The strip is one row of the padded square; whatever else is there fills it.
