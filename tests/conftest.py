@@ -1,4 +1,4 @@
-"""What all tests share: where the real data lies, quiet and single-threaded libraries, no clock over examples."""
+"""What all tests share: where the real data lies, quiet libraries of one thread, no clock over examples."""
 
 import os
 from pathlib import Path
