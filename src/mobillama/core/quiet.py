@@ -3,11 +3,11 @@
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 
 
 @contextlib.contextmanager
-def quiet(logger: str) -> Iterator[None]:
+def quiet(logger: str) -> Generator[None, None, None]:
     """Let pass only errors of a logger, and no warnings."""
     log = logging.getLogger(logger)
     level = log.level

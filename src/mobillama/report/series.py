@@ -51,7 +51,9 @@ def at_steps(run: Run, steps: Sequence[float] | np.ndarray) -> dict[str, Column]
     xs = {"step": plain(np.asarray(steps, dtype=np.float64))}
     for key in ("tokens", "elapsed_s"):
         if not np.isnan(column(run.metrics, key)).all():
-            xs[key] = plain(np.interp(steps, column(run.metrics, "step"), column(run.metrics, key)))
+            xs[key] = plain(
+                np.asarray(np.interp(steps, column(run.metrics, "step"), column(run.metrics, key)))
+            )
     return xs
 
 
