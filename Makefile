@@ -15,10 +15,10 @@ quickstart: $(VENV)/.installed
 	$(BIN)/mobillama quickstart
 
 test: $(VENV)/.installed-test native-test
-	$(BIN)/pytest -n auto -m "not slow and not gpu and not network"
+	$(BIN)/pytest -n auto --dist worksteal -m "not slow and not gpu and not network"
 
 test-all: $(VENV)/.installed-test native-test-all
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n auto --dist worksteal
 
 # The C++ core by itself: under the address and undefined-behaviour sanitizers, and as Arm code.
 native-test: $(addprefix native-test-,address $(ARM))

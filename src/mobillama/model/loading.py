@@ -61,7 +61,11 @@ def load_language_model(
 
 def sees(directory: Path) -> bool:
     """Tell whether a model folder's model takes images."""
-    return json.loads((directory / "config.json").read_text(encoding="utf-8")).get("model_type") == SEEING
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except ValueError:
+        return False  # Who loads the model says what is wrong with it.
+    return config.get("model_type") == SEEING
 
 
 def text_config(directory: Path) -> PreTrainedConfig:
