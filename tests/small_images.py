@@ -7,21 +7,12 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from small_runs import MODEL
 
 from mobillama.core import config
 from mobillama.lineage.kinds import VisionRecipe
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (20, 40, 230), "white": (250, 250, 250)}
-
-MODEL = {
-    "preset": "tiny",
-    "num_hidden_layers": 2,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "max_position_embeddings": 64,
-}
 
 
 def picture(colour: str, number: int) -> bytes:

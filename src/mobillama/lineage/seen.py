@@ -13,6 +13,7 @@ from mobillama.core import config
 from mobillama.core.errors import UserError
 from mobillama.core.records import LEDGER, Ledger, manifest_hash
 from mobillama.data import Corpus, Document, Samples, Span, rank_slice
+from mobillama.data.order import Indices
 from mobillama.report.run import corpus_places
 from mobillama.train.recipe import Recipe, RunRecipe
 from mobillama.train.schedule import BatchPlan
@@ -61,6 +62,19 @@ class RunHistory:
         """The newest step that the run's records tell of."""
         told = [entry.get("step", 0) for entry in Ledger(self.run / LEDGER).entries()]
         return max([0, *told, last_step(self.run / "metrics.jsonl")])
+
+    def indices(self, step: int, *, rank: int = 0, world: int = 1) -> Indices:
+        """Return the global indices of a step's samples, or of ``rank``'s share among ``world``, (n,) int64.
+
+        Raises:
+            UserError: there is no such step or rank.
+        """
+        if step < 1:
+            raise UserError(f"--step {step}: steps count from 1")
+        if not 0 <= rank < world:
+            raise UserError(f"--rank {rank}/{world}: ranks count from 0 to {world - 1}")
+        first, count = self.batch.first_sample(step), self.batch.samples(step)
+        return rank_slice(first, count, rank=rank, world=world)
 
     def step_of(self, index: int) -> int:
         """Return the step, from 1, that the sample with this global index belongs to."""
@@ -151,13 +165,7 @@ def seen(history: History, step: int, *, rank: int = 0, world: int = 1) -> list[
     Raises:
         UserError: there is no such step or rank, or a document was changed.
     """
-    if step < 1:
-        raise UserError(f"--step {step}: steps count from 1")
-    if not 0 <= rank < world:
-        raise UserError(f"--rank {rank}/{world}: ranks count from 0 to {world - 1}")
-    indices = rank_slice(
-        history.batch.first_sample(step), history.batch.samples(step), rank=rank, world=world
-    )
+    indices = history.indices(step, rank=rank, world=world)
     subsets, samples = history.samples.locate(indices)
     checked: set[tuple[str, int]] = set()
     found = []

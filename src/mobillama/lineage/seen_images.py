@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow.compute
 
 from mobillama.core.errors import UserError
-from mobillama.data import rank_slice
 from mobillama.model.checkpoint import last_checkpoint
 from mobillama.train.recipe import RunRecipe
 from mobillama.vision.image_set import Example, ImageSet, Split
@@ -62,12 +61,7 @@ def seen(history: ImageHistory, step: int, *, rank: int = 0, world: int = 1) -> 
     Raises:
         UserError: there is no such step or rank, or an image was changed.
     """
-    if step < 1:
-        raise UserError(f"--step {step}: steps count from 1")
-    if not 0 <= rank < world:
-        raise UserError(f"--rank {rank}/{world}: ranks count from 0 to {world - 1}")
-    first, count = history.batch.first_sample(step), history.batch.samples(step)
-    indices = rank_slice(first, count, rank=rank, world=world)
+    indices = history.indices(step, rank=rank, world=world)
     rows = history.samples.locate(indices).tolist()
     for image in sorted({image for row in rows for image in history.set.train.images_of(row)}):
         told = history.set.image(image)

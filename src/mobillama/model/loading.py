@@ -39,18 +39,30 @@ def load_language_model(
     """
     directory = checkpoint.locate(model)
     checkpoint.require_intact(directory)
-    options: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "output_loading_info": True}
     # A release's configuration may name Llama, whose class would not fit its weights.
     loader = MobiLlamaForCausalLM if official.is_release(directory) else AutoModelForCausalLM
+    options: dict[str, Any] = {"dtype": dtype}
     if sees(directory):
         options |= {"config": text_config(directory), "key_mapping": LANGUAGE_HALF}
+    return load_whole(loader, directory, "language model", device=device, **options)
+
+
+def load_whole(
+    loader: Any, directory: Path, kind: str, *, device: str | torch.device | None, **options: Any
+) -> Any:
+    """Return the model that ``loader`` makes of a folder, in evaluation mode, with every weight it needs.
+
+    Raises:
+        UserError: its files cannot be read as a ``kind``, or lack a weight.
+    """
     transformers_logging.disable_progress_bar()  # A bar of its own, over in a moment, would tear ours.
     try:
-        result: Any = loader.from_pretrained(directory, **options)
+        loaded, info = loader.from_pretrained(
+            directory, local_files_only=True, output_loading_info=True, **options
+        )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"{directory}: cannot be loaded as a language model: {reason}") from error
-    loaded, info = result
+        raise UserError(f"{directory}: cannot be loaded as a {kind}: {reason}") from error
     # transformers would start absent weights at random and only warn.
     if missing := sorted(info["missing_keys"]):
         raise UserError(

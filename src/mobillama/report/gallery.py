@@ -5,12 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import jinja2
-
 from mobillama.core import atomic
 from mobillama.core.records import now
 
-from .page import FILTERS, HERE, asset
+from .page import asset, template
 
 
 @dataclass(frozen=True)
@@ -61,17 +59,9 @@ class Gallery:
 
 def write(gallery: Gallery, out: Path) -> Path:
     """Write the page and return its path."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE / "templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= FILTERS
-    template = environment.get_template("gallery.html.j2")
     style = asset("templates/style.css") + asset("templates/gallery.css")
-    atomic.write_text(out, template.render(gallery=gallery, style=style, made_at=now()))
+    page = template("gallery.html.j2").render(gallery=gallery, style=style, made_at=now())
+    atomic.write_text(out, page)
     return out
 
 

@@ -42,17 +42,9 @@ def write(runs: Path | Sequence[Path], out: Path | None = None) -> Path:
 
 def render(runs: list[Run]) -> str:
     """Return the page as HTML."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE / "templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= FILTERS
     names = distinct_names(runs)
     views = [view(run, name) for run, name in zip(runs, names, strict=True)]
-    return environment.get_template("page.html.j2").render(
+    return template("page.html.j2").render(
         views=views,
         single=views[0] if len(views) == 1 else None,
         recipes=compared_recipes(runs),
@@ -62,6 +54,19 @@ def render(runs: list[Run]) -> str:
         library=asset("assets/uPlot.iife.min.js"),
         script=asset("templates/page.js"),
     )
+
+
+def template(name: str) -> jinja2.Template:
+    """Return one of our templates: what it is given is escaped, what it lacks is an error."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE / "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= FILTERS
+    return environment.get_template(name)
 
 
 def view(run: Run, name: str) -> dict[str, Any]:

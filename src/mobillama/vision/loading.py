@@ -1,15 +1,12 @@
 """Loading a model that sees whole: every weight from its files, or a clear error."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import LlavaForConditionalGeneration
-from transformers.utils import logging
 
-from mobillama.core.errors import UserError
 from mobillama.model import checkpoint
+from mobillama.model.loading import load_whole
 
 # Registers our towers with AutoModel, which builds the model.
 from . import tower  # noqa: F401
@@ -29,16 +26,4 @@ def load_vision_model(
     """
     directory = checkpoint.locate(model)
     checkpoint.require_intact(directory)
-    logging.disable_progress_bar()  # It would stand among answers and our own bars.
-    options: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "output_loading_info": True}
-    try:
-        result: Any = LlavaForConditionalGeneration.from_pretrained(directory, **options)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"{directory}: cannot be loaded as a model that sees: {reason}") from error
-    loaded, info = result
-    if missing := sorted(info["missing_keys"]):
-        raise UserError(
-            f"{directory}: {len(missing)} weights are missing, first {missing[0]}; restore its files"
-        )
-    return loaded.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return load_whole(LlavaForConditionalGeneration, directory, "model that sees", device=device, dtype=dtype)
