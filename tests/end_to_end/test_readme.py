@@ -12,7 +12,8 @@ CHECKOUT = Path(__file__).parents[2]
 README = (CHECKOUT / "README.md").read_text(encoding="utf-8")
 SMALL = ("train.max_minutes=0.2", "corpus.tokenizer.vocab_size=1024", "checkpoint.count=8")
 # Commands that other tests stand for: the two make targets are how this one came to run, training on
-# the real corpora takes twenty minutes (measured in docs/lab-log.md), and eight GPUs are not at hand (tests/distributed).
+# the real corpora takes twenty minutes (docs/lab-log.md has what it gives), and eight GPUs are not at
+# hand (tests/distributed has two processes).
 ELSEWHERE = (
     "make ",
     "mobillama prepare recipes/amber-mini",
