@@ -56,6 +56,7 @@ def evaluate(
 
     from mobillama.core import atomic
     from mobillama.evaluate import tables, verb, vision_tables
+    from mobillama.report.contamination import contamination_of
 
     # The paper's table has twelve columns; a pipe or a file can hold them.
     console, results = Console(width=None if sys.stdout.isatty() else WIDE), []
@@ -63,6 +64,7 @@ def evaluate(
         model, listed(tasks), data_dir, corpus, out, limit, num_fewshot, all_checkpoints, device, dtype,
         verb.sights(listed(images)), gallery,
     )  # fmt: skip
+    place = out or verb.default_out(model)
     for result in verb.run(request):
         results.append(result)
         if result["kind"] == "heldout":
@@ -70,7 +72,7 @@ def evaluate(
         elif "images" in result["settings"]:
             console.print(vision_tables.tables(result))
         else:
-            console.print(tables.result_table(result))
+            console.print(tables.result_table(result, contamination_of(place, result["tasks"])))
     answered = [result for result in results if "averages" in result]
     if all_checkpoints and answered:
         console.print(tables.trajectory_table(answered))
@@ -79,7 +81,6 @@ def evaluate(
     if json_file is not None:
         whole = results[0] if len(results) == 1 else results
         atomic.write_text(json_file, json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
-    place = out or verb.default_out(model)
     for result in results:
         pages = [f"gallery: {place / task['gallery']}" for task in galleries(result)]
         for line in (*pages, f"result: {place / result['file']}"):

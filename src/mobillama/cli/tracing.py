@@ -212,9 +212,12 @@ def report_contamination(run: Path, opened: "Index", benchmark: Path, as_json: b
 
     matches = list(contamination.contamination(opened, read_items(benchmark)))
     rows = contamination.summary(matches)
-    name = benchmark.resolve().name
+    place = benchmark.resolve()
+    # A file's folder says which benchmark it is of: `race/dev.jsonl` of `race`.
+    folder = place.parent.name if place.is_file() else place.name
+    name = f"{folder}-{place.name}" if place.is_file() else folder
     results.write_result(
-        run, "contamination", name, corpus=opened.corpus.identity, benchmark=name, files=rows
+        run, "contamination", name, corpus=opened.corpus.identity, benchmark=folder, files=rows
     )
     if as_json:
         items = [contamination.as_json(opened, match) for match in matches]

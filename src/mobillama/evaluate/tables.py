@@ -1,11 +1,13 @@
 """Results as tables to read: beside the paper's, over a run's checkpoints, of a comparison."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
+
+from mobillama.report.contamination import Contamination
 
 from . import paper
 from .comparison import Comparison
@@ -21,9 +23,18 @@ def plain_table(title: str, *columns: str) -> Table:
     return table
 
 
-def result_table(result: dict[str, Any]) -> RenderableType:
-    """Return a model's scores, task by task."""
-    columns = ("task", "metric", "score", "± s.e.", "95 % interval", "chance", "questions", "shots")
+def result_table(
+    result: dict[str, Any], contamination: Mapping[str, Contamination] | None = None
+) -> RenderableType:
+    """Return a model's scores, task by task.
+
+    Arguments:
+        contamination: by task what the training data hold of its items, where somebody looked.
+    """
+    columns = ["task", "metric", "score", "± s.e.", "95 % interval", "chance", "questions", "shots"]
+    contamination = contamination or {}
+    if contamination:
+        columns.append("items in the\ntraining data")
     table = plain_table(result["model"]["name"], *columns)
     for name, task in result["tasks"].items():
         benchmark = paper.BY_TASK.get(name)
@@ -39,6 +50,7 @@ def result_table(result: dict[str, Any]) -> RenderableType:
             f"{benchmark.chance:.1f}" if benchmark and benchmark.chance else "",
             f"{task['questions']:,}" + ("" if task["questions"] == task["of"] else f" of {task['of']:,}"),
             str(task["num_fewshot"]),
+            *([str(contamination.get(name, ""))] if contamination else []),
         )
     return Group(table, *notes(result))
 

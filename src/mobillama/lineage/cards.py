@@ -6,11 +6,11 @@ from pathlib import Path
 import jinja2
 
 from mobillama.core import atomic
+from mobillama.report.benchmarks import last_scores, results_of
 from mobillama.report.page import FILTERS, count, duration
 from mobillama.report.run import Corpus, Run, flat, intact_run
 from mobillama.report.summary import dropped_counts, heldout_rows, mixture, summary
 
-from .card_scores import scores
 from .describe_files import ffns_text
 from .transparency import indicators, source_text
 
@@ -77,7 +77,7 @@ def render(run: Run, *, repo: str | None = None, license: str | None = None) -> 
         "licences": licences(run.corpus) if run.corpus else None,
         "shown_inputs": SHOWN_INPUTS,
         "indicators": indicators(run),
-        "scores": scores(run.path),
+        "scores": last_scores(run.path, results_of(run.path)),
     }
     return {name: environment.get_template(template).render(known) for name, template in CARDS.items()}
 

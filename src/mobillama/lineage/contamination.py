@@ -1,5 +1,8 @@
 """Which benchmark items stand in the training data: 13-grams of words, and the longest match of each item.
 
+The training tokens are read once for tens of thousands of items: a run of tokens that the items and the
+corpus share is told by its hash, and only from there on is the suffix array asked how far the match goes.
+
 Source: the 13-gram rule is that of GPT-3 (Brown et al., 2020, appendix C). There case and punctuation are
 removed first; here a match is verbatim, so that each one can be shown with its document. A text is taken
 as it stands within a line, so the first word of a text counts where a space comes before it.
@@ -13,13 +16,22 @@ from typing import Any
 
 import numpy as np
 
+from mobillama.data import Corpus
+from mobillama.data.minhash import ngrams
+
 from .contamination_items import Item
 from .index import Index, Occurrence
 from .index_search import NEVER, Integers
 
 NGRAM_WORDS = 13
-# More would leave the processor's cache and take longer.
-ITEMS_AT_ONCE = 32
+LEAST_TOKENS = 8
+"""Shorter matches are common phrases and count as none; 13 words are never so few."""
+ITEMS_AT_ONCE = 1 << 16
+TEXTS_AT_ONCE = 1 << 10
+TOKENS_AT_ONCE = 1 << 16
+"""So many training tokens and their hashes stay in the processor's cache."""
+TABLE_BITS = 26
+"""A table of 64 MB says of nine hashes in ten that no item has them."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +41,7 @@ class ItemMatch:
     Attributes:
         ngrams: its 13-grams, over all its texts.
         ngrams_seen: how many of them the training data contain.
-        longest: the longest run of whole words of it that they contain.
+        longest: the longest run of whole words of it that they contain, empty below ``LEAST_TOKENS``.
         occurrences: where that run stands (the first places), if the item is contaminated.
     """
 
@@ -50,37 +62,79 @@ def contamination(index: Index, items: Iterable[Item], *, places: int = 3) -> It
     """Yield a match for each item, in order; ``places`` occurrences of the longest run of each."""
     remaining = iter(items)
     while batch := list(islice(remaining, ITEMS_AT_ONCE)):
-        texts = [[Words(index, text) for text in item.texts if text.strip()] for item in batch]
-        lengths = index.longest(joined([words.tokens for item in texts for words in item]))
-        at = 0
-        for item, words_of_item in zip(batch, texts, strict=True):
-            ngrams, seen, longest = 0, 0, ""
-            for words in words_of_item:
-                runs = words.runs(lengths[at : at + len(words.tokens)])
-                at += len(words.tokens) + 1
-                ngrams += max(0, len(runs) - NGRAM_WORDS + 1)
-                seen += int((runs >= NGRAM_WORDS).sum())
-                run = words.text_of(int(runs.argmax()), int(runs.max()))
-                longest = max(longest, run, key=lambda text: len(text.split()))
-            found = index.occurrences(longest.encode(), places)[1] if seen else []
-            yield ItemMatch(item.file, item.number, ngrams, seen, longest, found)
+        runs_of = matched_runs(index, [text for item in batch for text in item.texts])
+        for item in batch:
+            total = sum(max(0, len(text.split()) - NGRAM_WORDS + 1) for text in item.texts)
+            found = [runs_of[text] for text in item.texts if text in runs_of]
+            seen = sum(ngrams_seen for ngrams_seen, _ in found)
+            longest = max((run for _, run in found), key=lambda run: len(run.split()), default="")
+            occurrences = index.occurrences(longest.encode(), places)[1] if seen else []
+            yield ItemMatch(item.file, item.number, total, seen, longest, occurrences)
 
 
-def joined(texts: list[Integers]) -> Integers:
-    """Return all texts behind each other, with a token between them that nothing matches."""
-    return np.concatenate([piece for text in texts for piece in (text, [NEVER])] or [np.empty(0)]).astype(
-        np.int64
-    )
+def matched_runs(index: Index, texts: list[str]) -> dict[str, tuple[int, str]]:
+    """Return of the texts that share ``LEAST_TOKENS`` with the training data: 13-grams seen, longest run."""
+    texts = list(dict.fromkeys(text for text in texts if text.strip()))
+    if not texts:
+        return {}
+    tokens = tokenised(index, texts)
+    bounds = np.cumsum([0, *map(len, tokens)])
+    joined = np.concatenate(tokens)
+    lengths = np.zeros(len(joined), np.int64)
+    positions = shared_positions(index.corpus, joined)
+    lengths[positions] = index.longest(joined, positions)
+    lengths[lengths < LEAST_TOKENS] = 0
+    runs_of = {}
+    for number in np.unique(np.searchsorted(bounds, np.flatnonzero(lengths), "right") - 1).tolist():
+        words = Words(index, texts[number], tokens[number])
+        runs = words.runs(lengths[bounds[number] : bounds[number + 1]])
+        run = words.text_of(int(runs.argmax()), int(runs.max()))
+        runs_of[texts[number]] = int((runs >= NGRAM_WORDS).sum()), run
+    return runs_of
+
+
+def tokenised(index: Index, texts: list[str]) -> list[Integers]:
+    """Return the tokens of each text within a line, and behind them one that nothing matches."""
+    tokenizer, found = index.corpus.tokenizer, []
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        lines = [" " + text for text in texts[start : start + TEXTS_AT_ONCE]]
+        encoded = tokenizer.encode_batch_fast(lines, add_special_tokens=False)
+        found += [np.array([*one.ids, NEVER], np.int64) for one in encoded]
+    return found
+
+
+def shared_positions(corpus: Corpus, tokens: Integers) -> Integers:
+    """Return where in ``tokens`` a run of ``LEAST_TOKENS`` begins that the training data hold as well.
+
+    Told by 64-bit hashes: every such place is returned, and hardly ever another.
+    """
+    hashes = ngrams(tokens.astype(np.uint64), LEAST_TOKENS)
+    wanted = np.sort(hashes)
+    seen = np.zeros(len(wanted), np.bool_)
+    table = np.zeros(1 << TABLE_BITS, np.bool_)
+    shift = np.uint64(64 - TABLE_BITS)
+    table[wanted >> shift] = True
+    for subset in corpus.subsets:
+        stream = corpus.tokens(subset)
+        for start in range(0, len(stream), TOKENS_AT_ONCE):
+            stop = min(start + TOKENS_AT_ONCE + LEAST_TOKENS - 1, len(stream))
+            theirs = ngrams(stream.read(start, stop).astype(np.uint64), LEAST_TOKENS)
+            likely = theirs[table[theirs >> shift]]
+            at = np.minimum(np.searchsorted(wanted, likely), len(wanted) - 1)
+            seen[at[wanted[at] == likely]] = True
+    return np.flatnonzero(np.isin(hashes, wanted[seen]))
 
 
 class Words:
-    """A text's words, and the tokens that each begins and ends in."""
+    """A text's words, and the tokens that each begins and ends in.
 
-    def __init__(self, index: Index, text: str):
+    Arguments:
+        tokens: as ``tokenised`` gives them.
+    """
+
+    def __init__(self, index: Index, text: str, tokens: Integers):
         self.text = " " + text
-        ids = index.corpus.tokenizer.encode(self.text, add_special_tokens=False).ids
-        self.tokens = np.array(ids, np.int64)
-        ends = np.cumsum(index.spelling.size_of[self.tokens])
+        ends = np.cumsum(index.spelling.size_of[tokens[:-1]])
         self.spans = [match.span() for match in re.finditer(r"\S+", self.text)]
         sizes = np.concatenate([[0], np.cumsum([len(character.encode()) for character in self.text])])
         starts = np.array([start for start, _ in self.spans])

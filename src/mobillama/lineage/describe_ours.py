@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mobillama.core.errors import UserError
+from mobillama.core.making import read_making
 from mobillama.core.records import manifest_hash, read_manifest
 from mobillama.core.tensors import model_files
 from mobillama.report.page import count, duration, figure, size
@@ -16,7 +17,7 @@ from .inspect import Description
 
 SHOWN_INPUTS = 6
 # Known facts of manifests that have a line of their own elsewhere.
-ELSEWHERE = {"kind", "format", "files", "digest", "source", "environment", "command", "parent", "recipe"}
+ELSEWHERE = {"kind", "format", "files", "digest", "source", "parent", "recipe"}
 
 
 def run(path: Path) -> Description:
@@ -39,7 +40,7 @@ def run(path: Path) -> Description:
         },
         configuration=flat(read.recipe),
         origins={key: read.origins.get(key.partition("[")[0], "") for key in flat(read.recipe)},
-        made_by=made_by(read.environment.get("source"), read.environment),
+        made_by=made_by(read.environment),
         parents=list(corpus_lines(read)),
         make_again=f"mobillama train {path / 'run.toml'} --set run_dir=NEW",
     )
@@ -60,11 +61,11 @@ def artifact(path: Path) -> Description:
     except (UserError, ValueError, KeyError, TypeError) as error:
         description = other(path, record)
         description.problems.append(f"{path}: cannot be read as a {record['kind']}: {error}")
-    description.facts = {
-        "manifest": manifest_hash(path),
-        "size": f"{size(description.size_bytes)} in {len(record['files'])} files",
-        **description.facts,
-    }
+    description.facts = {"manifest": manifest_hash(path), **description.facts}
+    description.made_by = description.made_by or made_by(
+        {"source": record.get("source"), **read_making(path)}
+    )
+    description.make_again = description.make_again or description.made_by.get("command")
     return description
 
 
@@ -87,7 +88,7 @@ def checkpoint(path: Path, record: dict[str, Any]) -> Description:
             **tensor_facts({name: tensor for file in weights for name, tensor in file.tensors.items()}),
         },
         configuration=config,
-        made_by=made_by(record.get("source"), owner.environment if owner else {}),
+        made_by=made_by({**(owner.environment if owner else {}), "source": record.get("source")}),
         parents=list(ancestors(record, owner)),
         make_again=f"mobillama train {owner.path / 'run.toml'} --set run_dir=NEW" if owner else None,
     )
@@ -110,7 +111,6 @@ def corpus(path: Path, record: dict[str, Any]) -> Description:
         size_of(record),
         facts=facts,
         configuration=flat(record["recipe"]) if isinstance(record.get("recipe"), dict) else {},
-        made_by=made_by(record.get("source"), record.get("environment") or {}),
         parents=list(input_lines(record)),
     )
 
@@ -136,7 +136,6 @@ def device_file(path: Path, record: dict[str, Any]) -> Description:
             break
     else:
         description.parents = [f"checkpoint {made_from[:12]}, not found near it"] if made_from else []
-    description.made_by = made_by(record.get("source"), record.get("environment") or {})
     return description
 
 
@@ -150,7 +149,7 @@ def model(path: Path, record: dict[str, Any]) -> Description:
     description.facts |= {
         label: value for label, value in told.facts.items() if label not in ("checkpoint", "corpus", "inputs")
     }
-    description.made_by, description.parents = told.made_by, made_from + inputs
+    description.parents = made_from + inputs
     return description
 
 
@@ -166,7 +165,7 @@ def result(path: Path, record: dict[str, Any]) -> Description:
         path.stat().st_size,
         facts=scores,
         configuration=flat(record.get("settings", {})),
-        made_by=made_by(record.get("environment", {}).get("source"), record.get("environment", {})),
+        made_by=made_by(record.get("environment", {})),
         parents=[f"model {model.get('name')} ({str(model.get('identity'))[:12]})"]
         + [f"{key} {str(record[key])[:12]}" for key in ("corpus", "tokenizer") if key in record],
     )
@@ -191,7 +190,6 @@ def other(path: Path, record: dict[str, Any]) -> Description:
         f"{len(record['files'])} files.",
         size_of(record),
         facts=facts,
-        made_by=made_by(record.get("source"), record.get("environment") or {}),
         parents=[f"{record['parent']}"] if record.get("parent") else [],
     )
 
@@ -261,10 +259,10 @@ def nearby_checkpoints(path: Path) -> Iterator[Path]:
                 yield found
 
 
-def made_by(source: dict[str, Any] | None, environment: dict[str, Any]) -> dict[str, str]:
-    """Return what made an artifact: commit, command, machine, versions."""
-    facts = {}
-    if source and source.get("commit"):
+def made_by(environment: dict[str, Any]) -> dict[str, str]:
+    """Return what made an artifact: commit, command, versions, machine."""
+    facts, source = {}, environment.get("source") or {}
+    if source.get("commit"):
         changed = "with uncommitted changes" if source.get("dirty") else "clean"
         facts["source"] = f"commit {source['commit'][:12]}, {changed}"
     if command := environment.get("command"):

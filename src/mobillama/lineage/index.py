@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from mobillama.core import atomic
 from mobillama.core.checked import require_checked
 from mobillama.core.errors import UserError, require_extra
+from mobillama.core.making import record_making
 from mobillama.core.progress import progress
 from mobillama.core.records import manifest_path, read_manifest, require_intact, write_manifest
 from mobillama.data import Corpus
@@ -119,11 +120,11 @@ class Index:
         # Plain views: a memmap object costs Python time at every indexing.
         return Part(np.asarray(tokens), np.asarray(suffixes), np.asarray(first))
 
-    def longest(self, tokens: Integers) -> Integers:
-        """Return how many tokens of ``tokens[i:]`` stand in the training data, for every ``i``."""
-        lengths = np.zeros(len(tokens), np.int64)
+    def longest(self, tokens: Integers, positions: Integers) -> Integers:
+        """Return how many tokens of ``tokens[i:]`` stand in the training data, for each ``i`` asked for."""
+        lengths = np.zeros(len(positions), np.int64)
         for _, part in self.parts:
-            np.maximum(lengths, part.longest(tokens)[0], out=lengths)
+            np.maximum(lengths, part.longest(tokens, positions)[0], out=lengths)
         return lengths
 
     def matches(self, tokens: Integers, least: int) -> list[Match]:
@@ -131,7 +132,8 @@ class Index:
 
         Each is as long as can be, none lies within another, and each comes with some of its occurrences.
         """
-        searched = [(place, part, *part.longest(tokens)) for place, part in self.parts]
+        everywhere = np.arange(len(tokens))
+        searched = [(place, part, *part.longest(tokens, everywhere)) for place, part in self.parts]
         lengths = np.max([lengths for _, _, lengths, _ in searched], axis=0)
         return [
             Match(first, stop, list(self._starts(searched, tokens, first, stop - first)))
@@ -211,6 +213,7 @@ def build(corpus: Corpus, *, part_tokens: int = PART_TOKENS) -> Path:
                 done += place.stop - place.start
                 advance(done, place.subset)
         write_manifest(directory, KIND, corpus=corpus.identity)
+        record_making(directory)
     return directory
 
 

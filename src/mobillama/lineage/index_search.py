@@ -63,18 +63,18 @@ class Part:
         found = self.tokens[np.where(inside, positions, 0)].astype(np.int64)
         return np.where(inside, found, PART_END)
 
-    def longest(self, query: Integers) -> tuple[Integers, Integers]:
-        """Return how many tokens of ``query[i:]`` the part contains verbatim, for every ``i`` at once.
+    def longest(self, query: Integers, positions: Integers) -> tuple[Integers, Integers]:
+        """Return how many tokens of ``query[i:]`` the part contains verbatim, for all ``i`` at once.
 
         Arguments:
             query: (Q,) tokens; ``NEVER`` where a match must not go on.
+            positions: (P,) the ``i`` that are asked for.
 
         Returns:
-            (Q,) lengths in tokens, and (Q,) where in the suffix array ``query[i:]`` would stand.
+            (P,) lengths in tokens, and (P,) where in the suffix array ``query[i:]`` would stand.
         """
         padded = np.append(query, QUERY_END)
-        positions = np.arange(len(query), dtype=np.int64)
-        begin = self.beginning(query)
+        begin = self.beginning(query[positions])
         low, high = begin.low.copy(), begin.high.copy()
         # Tokens shared with the suffix just below `low` and with the one at `high`; inside the interval
         # of the first token any suffix shares that one, outside of it none.

@@ -7,6 +7,7 @@ from typing import Any
 
 from mobillama.core.errors import UserError
 from mobillama.core.records import manifest_path
+from mobillama.report.page import size
 
 LABEL_WIDTH = 13
 SHOWN_PROBLEMS = 10
@@ -76,6 +77,7 @@ def as_text(description: Description) -> str:
     unknown = "not known: nothing to compare with, or not hashed"
     state = {True: "yes, every file was hashed", False: "NO", None: unknown}
     lines = [f"{description.kind}  {description.path}", f"  {description.summary}", ""]
+    lines += [line("size", size(description.size_bytes))]
     lines += [line(label, value) for label, value in description.facts.items()]
     lines += [line("intact", state[description.intact])]
     lines += [line("", f"! {problem}") for problem in description.problems[:SHOWN_PROBLEMS]]

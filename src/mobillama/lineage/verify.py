@@ -14,6 +14,7 @@ from typing import Any
 
 from mobillama.core.errors import UserError
 from mobillama.core.hashing import blake3_file
+from mobillama.core.making import check_making
 from mobillama.core.records import (
     LEDGER,
     MANIFEST,
@@ -127,7 +128,7 @@ def check_artifact(artifact: Path) -> tuple[dict[str, Any] | None, list[Problem]
         record = read_manifest(artifact)
     except UserError as error:
         return None, [as_problem(error, manifest_path(artifact), artifact)]
-    problems = check_files(artifact, record)
+    problems = [*check_making(artifact), *check_files(artifact, record)]
     base = artifact if artifact.is_dir() else artifact.parent
     broken = {problem.path for problem in problems}
     for path in sorted(base / entry["path"] for entry in record["files"]):

@@ -1,7 +1,6 @@
 """What evaluations of a run's checkpoints found: one trajectory a task, and the last result in full."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 from mobillama.core.errors import UserError
 from mobillama.core.records import digest
 
+from .contamination import Contamination, contamination_of
 from .run import Entry, Run
 from .series import at_steps
 
@@ -28,52 +28,62 @@ class Score:
     questions: int
     of: int
     num_fewshot: int
+    contamination: Contamination | None
 
 
-def results_of(run: Path) -> list[Entry]:
-    """Return the results of a run's checkpoints in torch, by step; of several at one step the newest.
+def results_of(run: Path) -> dict[int, dict[str, Entry]]:
+    """Return what a run's checkpoints scored in torch, by step and task.
+
+    Of several results on a task at one step the one on the most questions counts, then the newest.
 
     Raises:
         UserError: one was changed after it was written.
     """
-    newest: dict[int, Entry] = {}
+    results = []
     for path in sorted((run / FOLDER).glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
         model = result.get("model") or {}
         if result.get("kind") != "evaluation" or model.get("backend") != "torch" or model.get("step") is None:
             continue
-        if result.get("digest", digest(result)) != digest(result):
+        if result["digest"] != digest(result):
             raise UserError(f"{path}: was changed after it was written; evaluate again")
-        before = newest.get(model["step"])
-        if before is None or before["finished_at"] <= result["finished_at"]:
-            newest[model["step"]] = result
-    return [result for _, result in sorted(newest.items())]
+        results.append(result)
+    found: dict[int, dict[str, Entry]] = {}
+    for result in sorted(results, key=lambda result: (result["model"]["step"], result["finished_at"])):
+        tasks = found.setdefault(result["model"]["step"], {})
+        for name, task in result["tasks"].items():
+            if name not in tasks or tasks[name]["questions"] <= task["questions"]:
+                tasks[name] = task
+    return found
 
 
-def benchmark_columns(run: Run, results: list[Entry]) -> dict[str, Any] | None:
+def benchmark_columns(run: Run, results: dict[int, dict[str, Entry]]) -> dict[str, Any] | None:
     """Return the trajectories: x columns, and by task its value at each step, None where it was not asked."""
     if not results:
         return None
-    names = dict.fromkeys(name for result in results for name in result["tasks"])
-    tasks = {
-        name: [shown(result["tasks"][name]) if name in result["tasks"] else None for result in results]
-        for name in names
+    names = dict.fromkeys(name for tasks in results.values() for name in tasks)
+    values = {
+        name: [shown(tasks[name]) if name in tasks else None for tasks in results.values()] for name in names
     }
-    return {**at_steps(run, [result["model"]["step"] for result in results]), "tasks": tasks}
+    return {**at_steps(run, list(results)), "tasks": values}
 
 
-def last_scores(results: list[Entry]) -> Iterator[Score]:
-    """Yield each task's last result."""
-    last = {name: result for result in results for name in result["tasks"]}
-    for name, result in last.items():
-        task = result["tasks"][name]
-        low, high = task.get("interval") or (None, None)
-        factor = factor_of(task)
-        yield Score(
-            name, task["metric"], result["model"]["step"], factor * task["value"],
-            None if low is None else factor * low, None if high is None else factor * high,
-            task["questions"], task["of"], task["num_fewshot"],
-        )  # fmt: skip
+def last_scores(run: Path, results: dict[int, dict[str, Entry]]) -> list[Score]:
+    """Return each task's last result beside what the training data hold of its benchmark."""
+    last = {name: (step, task) for step, tasks in results.items() for name, task in tasks.items()}
+    contamination = contamination_of(run / FOLDER, last)
+    return [score(name, step, task, contamination.get(name)) for name, (step, task) in last.items()]
+
+
+def score(name: str, step: int, task: Entry, contamination: Contamination | None) -> Score:
+    """Return one line."""
+    low, high = task.get("interval") or (None, None)
+    factor = factor_of(task)
+    return Score(
+        name, task["metric"], step, factor * task["value"],
+        None if low is None else factor * low, None if high is None else factor * high,
+        task["questions"], task["of"], task["num_fewshot"], contamination,
+    )  # fmt: skip
 
 
 def shown(task: Entry) -> float:

@@ -78,7 +78,7 @@ def view(run: Run, name: str) -> dict[str, Any]:
         "run": run,
         "facts": facts,
         "heldout": heldout_rows(run),
-        "scores": list(last_scores(results)),
+        "scores": last_scores(run.path, results),
         "trajectories": benchmark_columns(run, results),
         "mixture": mixture(run),
         "dropped": dropped_counts(run),

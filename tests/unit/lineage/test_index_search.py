@@ -39,7 +39,7 @@ def test_longest_match_from_every_position_equals_a_scan(tokens, query):
             )
         return max(lengths)
 
-    found, _ = part_of(tokens).longest(np.array(query, np.int64))
+    found, _ = part_of(tokens).longest(np.array(query, np.int64), np.arange(len(query)))
     assert found.tolist() == [longest_from(at) for at in range(len(query))]
 
 
@@ -47,7 +47,7 @@ def test_long_matches_go_past_the_widest_block():
     random = np.random.default_rng(0)
     tokens = random.integers(0, 3, 5000)
     query = np.concatenate([tokens[100:3100], [7], tokens[4000:]])
-    found, _ = part_of(tokens).longest(query)
+    found, _ = part_of(tokens).longest(query, np.arange(len(query)))
     assert found[0] == 3000 and found[3001] == 1000 and found[3000] == 0
 
 
@@ -67,6 +67,6 @@ def test_nearby_finds_places_where_the_match_stands():
     tokens = [1, 2, 3, 1, 2, 3, 1, 2, 4]
     query = np.array([9, 1, 2, 3, 7])
     part = part_of(tokens)
-    lengths, ranks = part.longest(query)
+    lengths, ranks = part.longest(query, np.arange(len(query)))
     near = part.nearby(query, 1, int(lengths[1]), rank=int(ranks[1]), limit=10)
     assert lengths[1] == 3 and sorted(near.tolist()) == [0, 3]

@@ -20,11 +20,11 @@ def run(tmp_path):
     run = make_run(tmp_path / "run", make_corpus(tmp_path / "corpus"))
     task = {
         "metric": "acc", "value": 0.5123, "interval": [0.49, 0.53], "questions": 2, "of": 1838,
-        "logs": ["piqa-0123456789ab.jsonl"],
+        "num_fewshot": 0, "logs": ["piqa-0123456789ab.jsonl"],
     }  # fmt: skip
     result = {
         "kind": "evaluation", "finished_at": records.now(), "folder": "run-step-400",
-        "model": {"name": "run/step-00000400", "identity": "a" * 64, "step": 400},
+        "model": {"name": "run/step-00000400", "identity": "a" * 64, "step": 400, "backend": "torch"},
         "settings": {"limit": None}, "environment": {}, "tasks": {"piqa": task},
     }  # fmt: skip
     folder = run / "evaluations" / "run-step-400"
@@ -73,10 +73,10 @@ def test_a_result_is_described_and_whether_it_is_intact(run):
 
 def test_the_card_shows_scores_beside_what_training_has_seen_of_the_benchmark(run):
     text = cards.write(run)[0].read_text()
-    assert "| piqa | acc | 0.512 | 0.490 to 0.530 | 2 of 1,838 | 400 |\n" in text
+    assert "| piqa | acc | 51.23 | 49.0 to 53.0 | 2 of 1,838 | 400 |\n" in text
     rows = [{"file": "piqa/valid.jsonl", "items": 1838, "contaminated": 3, "longest_words": 15, "share": 0.0}]
     rows += [{"file": "race/dev.jsonl", "items": 10, "contaminated": 9, "longest_words": 15, "share": 0.9}]
     write_result(run, "contamination", "benchmarks", benchmark="benchmarks", corpus="c" * 64, files=rows)
     text = cards.write(run)[0].read_text()
-    assert "| piqa | acc | 0.512 | 0.490 to 0.530 | 2 of 1,838 | 400 | 3 of 1,838 |\n" in text
+    assert "| piqa | acc | 51.23 | 49.0 to 53.0 | 2 of 1,838 | 400 | 3 of 1,838 |\n" in text
     assert verify(run) == []

@@ -61,3 +61,29 @@ def test_a_changed_result_is_refused(run):
     path.write_text(path.read_text().replace('"value": 0.5', '"value": 0.9'))
     with pytest.raises(UserError, match=r"50\.json: was changed after it was written"):
         report.write(run)
+
+
+def test_scores_stand_beside_how_many_items_the_training_data_hold(run):
+    write_result(run, 400, accuracy=0.6)
+    row = {"file": "valid.jsonl", "items": 1838, "contaminated": 9}
+    rows = [{**row, "file": f"piqa/{row['file']}", "contaminated": 3}, {**row, "file": "race/dev.jsonl"}]
+    for name, day, files in (("piqa", 1, [row]), ("benchmarks", 2, rows)):
+        counted = {"kind": "contamination", "finished_at": f"2026-01-0{day}T00:00:00Z", "benchmark": name}
+        path = run / "evaluations" / f"contamination-{name}.json"
+        path.write_text(json.dumps(sealed({**counted, "files": files})))
+    # The same file was counted twice, and the later count is the one of the whole folder.
+    assert "400 3 of 1,838" in Page(report.write(run).read_text(encoding="utf-8")).text
+    path.write_text(path.read_text().replace('"contaminated": 3', '"contaminated": 0'))
+    with pytest.raises(UserError, match=r"contamination-benchmarks\.json: was changed"):
+        report.write(run)
+
+
+def test_two_results_at_one_step_are_laid_together_and_more_questions_count(run):
+    whole = write_result(run, 400, accuracy=0.6, name="whole")
+    result = json.loads(whole.read_text())
+    for task, fewer in (("piqa", 10), ("race", 5)):
+        tasks = {task: {**result["tasks"]["piqa"], "questions": fewer, "value": 0.9}}
+        later = sealed({**result, "tasks": tasks, "finished_at": "2026-01-02T00:00:00Z"})
+        (whole.parent / f"{task}.json").write_text(json.dumps(later))
+    tasks = Page(report.write(run).read_text(encoding="utf-8")).curves[0]["benchmarks"]["tasks"]
+    assert tasks == {"piqa": [60.0], "wikitext": [1.25], "race": [90.0]}

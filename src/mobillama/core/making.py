@@ -1,0 +1,47 @@
+"""What made an artifact: command, source commit, versions and machine, beside its manifest and not in it.
+
+So whoever makes the same bytes again, anywhere, makes the same artifact with the same hash.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from . import atomic
+from .environment import environment
+from .records import Problem, digest, manifest_hash, sealed
+
+NAME = "made-by.json"
+
+
+def making_path(artifact: Path) -> Path:
+    """Return where it is told what made an artifact; hidden, since it is no part of it."""
+    return artifact / f".{NAME}" if artifact.is_dir() else artifact.with_name(f".{artifact.name}.{NAME}")
+
+
+def record_making(artifact: Path) -> None:
+    """Write down that this process made an artifact, whose manifest is there already."""
+    record = sealed({"manifest": manifest_hash(artifact), **environment()})
+    atomic.write_text(making_path(artifact), json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_making(artifact: Path) -> dict[str, Any]:
+    """Return the environment of the process that made an artifact; empty where that was not recorded."""
+    path = making_path(artifact)
+    return (
+        {} if check_making(artifact) or not path.is_file() else json.loads(path.read_text(encoding="utf-8"))
+    )
+
+
+def check_making(artifact: Path) -> list[Problem]:
+    """Return what is wrong with the record of an artifact's making; nothing is wrong with none."""
+    path = making_path(artifact)
+    if not path.is_file():
+        return []
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["digest"] == digest(record) and record["manifest"] == manifest_hash(artifact):
+            return []
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass  # Changed, too.
+    return [Problem(path, "was changed, or is of another artifact")]
