@@ -19,6 +19,7 @@ from mobillama.core import atomic
 from mobillama.core.environment import installed_version
 from mobillama.core.errors import UserError
 from mobillama.core.hashing import canonical_json, hash_file
+from mobillama.core.making import record_making
 from mobillama.core.records import MANIFEST, read_jsonl, require_intact, write_manifest
 
 from . import minhash
@@ -144,6 +145,7 @@ def assemble(directory: Path, section: CorpusSection, work: Workplace) -> None:
     )
     join([folder / "quarantine.jsonl" for folder in folders], directory)
     write_manifest(directory, KIND, **facts(directory, section, work))
+    record_making(directory)
 
 
 def facts(directory: Path, section: CorpusSection, work: Workplace) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mobillama.core import atomic
 from mobillama.core.errors import UserError, require_extra
+from mobillama.core.making import record_making
 from mobillama.core.quiet import quiet
 from mobillama.core.records import write_manifest
 from mobillama.model import MobiLlamaForCausalLM, checkpoint
@@ -111,6 +112,7 @@ def export_onnx(model: str | Path, destination: Path) -> Path:
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, partial / name)
         write_manifest(partial, KIND, **origin(model, folder))
+        record_making(partial)
     return destination
 
 

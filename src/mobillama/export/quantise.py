@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig
 from mobillama.core.atomic import atomic_file
 from mobillama.core.errors import UserError
 from mobillama.core.hashing import hash_file
+from mobillama.core.making import record_making
 from mobillama.core.progress import progress
 from mobillama.core.records import write_manifest
 from mobillama.model.checkpoint import locate
@@ -105,6 +106,7 @@ def quantize(
     with atomic_file(Path(out)) as partial:
         write(partial, tensors, directory, config, facts, stock_llama=stock_llama)
     write_manifest(Path(out), KIND, type=type, **facts)
+    record_making(Path(out))
     once = {id(tensor.data): tensor.size_bytes for tensor in tensors}
     repeated_bytes = sum(tensor.size_bytes for tensor in tensors) - sum(once.values())
     return Report(

@@ -19,6 +19,7 @@ from transformers import LlamaConfig
 from mobillama.core import atomic
 from mobillama.core.errors import UserError
 from mobillama.core.hashing import hash_file
+from mobillama.core.making import record_making
 from mobillama.core.progress import progress
 from mobillama.core.records import MANIFEST, manifest_hash, write_manifest
 from mobillama.core.tensors import WEIGHTS
@@ -107,6 +108,7 @@ def convert(
         if is_chat(source, folder) and not has_chat_template(partial):
             atomic.write_text(partial / "chat_template.jinja", CHAT_TEMPLATE)
         write_manifest(partial, KIND, **origin(source, folder), averaged=average, sharing=facts_of(sharing))
+        record_making(partial)
     return destination
 
 

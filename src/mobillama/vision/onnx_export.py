@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mobillama.core.atomic import atomic_file
 from mobillama.core.errors import UserError
+from mobillama.core.making import record_making
 from mobillama.core.quiet import quiet
 from mobillama.core.records import MANIFEST, manifest_hash, write_manifest
 
@@ -51,6 +52,7 @@ def write_vision_half(directory: Path, out: Path, *, int8: bool) -> str:
             to_int8(plain, plain)
         annotate(plain, partial, rules, facts)
     write_manifest(out, KIND, type="int8" if int8 else "f32", **facts)
+    record_making(out)
     kind = "int8" if int8 else "float32"
     return f"{out}: {out.stat().st_size / 1e6:.1f} MB ({kind}): {rules.tokens} tokens a square of pixels"
 

@@ -20,6 +20,7 @@ from mobillama.core import atomic
 from mobillama.core.environment import installed_version
 from mobillama.core.errors import UserError
 from mobillama.core.hashing import canonical_json, hash_file
+from mobillama.core.making import record_making
 from mobillama.core.records import MANIFEST, read_manifest, write_manifest
 from mobillama.data.recipe import TokenizerSection
 from mobillama.data.vocabulary import open_tokenizer, train_tokenizer, write_tokenizer
@@ -27,7 +28,7 @@ from mobillama.data.vocabulary import open_tokenizer, train_tokenizer, write_tok
 from .conversation import TEMPLATES, Conversation, require_messages, with_image_token
 from .image_set import KIND, ImageWriter, SampleWriter
 from .images import open_image
-from .recipe import ImagesSection
+from .recipe import ImageSourceSection, ImagesSection
 from .sources import BadRecord, Raw, files_of, records
 
 CHUNK = 256
@@ -113,13 +114,14 @@ def stage(directory: Path, section: ImagesSection) -> None:
         (directory / "quarantine.jsonl").open("w", encoding="utf-8") as quarantine,
     ):
         for source, checked in checked_records(section):
+            share = 1.0 if source.heldout else section.heldout_share
             if isinstance(checked, BadRecord):
                 if section.on_bad == "stop":
                     raise UserError(
                         f"{checked.where}: {checked.error}; mend it, or set images.on_bad = "
                         '"quarantine" to go on without such records'
                     )
-                quarantine.write(canonical_json({"source": source, **asdict(checked)}) + "\n")
+                quarantine.write(canonical_json({"source": source.name, **asdict(checked)}) + "\n")
                 quarantined += 1
                 continue
             raw = checked.raw
@@ -130,8 +132,10 @@ def stage(directory: Path, section: ImagesSection) -> None:
                 )
             ]
             values = {key: getattr(raw, key) for key in ("id", "category", "source", "license", "messages")}
-            heldout = is_heldout(section.heldout_share, raw, checked.digests)
-            staged.write(json.dumps({**values, "subset": source, "images": rows, "heldout": heldout}) + "\n")
+            heldout = is_heldout(share, raw, checked.digests)
+            staged.write(
+                json.dumps({**values, "subset": source.name, "images": rows, "heldout": heldout}) + "\n"
+            )
     if not staged_rows_exist(directory):
         raise UserError(f"{section.root}: no usable conversation in images.sources ({quarantined} bad ones)")
 
@@ -141,7 +145,7 @@ def staged_rows_exist(directory: Path) -> bool:
     return (directory / STAGED).stat().st_size > 0
 
 
-def checked_records(section: ImagesSection) -> Iterator[tuple[str, Checked | BadRecord]]:
+def checked_records(section: ImagesSection) -> Iterator[tuple[ImageSourceSection, Checked | BadRecord]]:
     """Yield each source's records in order, their images decoded by threads, each content once."""
     known: dict[str, tuple[int, int]] = {}
     with ThreadPoolExecutor(section.workers or os.cpu_count()) as pool:
@@ -149,7 +153,7 @@ def checked_records(section: ImagesSection) -> Iterator[tuple[str, Checked | Bad
             found = records(source, section.root)
             while chunk := list(islice(found, CHUNK)):
                 for checked in pool.map(partial(check, known=known), chunk):
-                    yield source.name, checked
+                    yield source, checked
 
 
 def check(record: Raw | BadRecord, known: dict[str, tuple[int, int]]) -> Checked | BadRecord:
@@ -220,6 +224,7 @@ def write(directory: Path, section: ImagesSection, inputs: list[dict[str, Any]])
         tokenizer={"vocab_size": vocab_size, "end_of_text_id": conversation.end_id,
                    "image_id": conversation.image_id},
     )  # fmt: skip
+    record_making(directory)
 
 
 def tokenizer_of(section: ImagesSection, directory: Path) -> Tokenizer:
