@@ -37,6 +37,7 @@ class Case:
 
     key_value_heads: int
     kv_type: str
+    type: str
     threads: int
 
 
@@ -77,7 +78,7 @@ def spread(values: list[float]) -> dict[str, float]:
 
 def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     """Take ``options.pairs`` interleaved pairs of every measurement of a case."""
-    ours_path, stock_path = write_pair(BenchShape(case.key_value_heads), options.files)
+    ours_path, stock_path = write_pair(BenchShape(case.key_value_heads, case.type), options.files)
     ours_arguments = ("ours", ours_path, case.threads, case.kv_type, options.isa)
     stock_arguments = ("stock", stock_path, case.threads, "plain" if options.no_flash else "flash")
     arguments = {"ours": ours_arguments, "stock": stock_arguments}
@@ -119,7 +120,9 @@ def table(results: list[dict[str, Any]]) -> str:
     lines = ["| case | " + " | ".join(names) + " | memory, cache GB/s |", "|---" * (len(names) + 2) + "|"]
     for result in results:
         case, summary = result["case"], result["summary"]
-        cells = [f"{case['key_value_heads']} KV, {case['kv_type']}, {case['threads']} threads"]
+        cells = [
+            f"{case['type']}, {case['key_value_heads']} KV, {case['kv_type']}, {case['threads']} threads"
+        ]
         for name in names:
             if name not in summary:
                 cells.append("")
@@ -144,6 +147,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--threads", type=int, nargs="+", default=[2, 1])
     parser.add_argument("--cases", nargs="+", default=["4:q8_0", "4:f16", "32:f16", "32:q8_0"])
+    parser.add_argument("--type", default="q4_0", help="of the weights, as in mobillama quantize")
     parser.add_argument("--parts", nargs="+", default=["short", "long", "start"], help="which to measure")
     parser.add_argument("--isa", default="auto", help="ours")
     parser.add_argument("--no-flash", action="store_true", help="llama.cpp without flash attention")
@@ -154,7 +158,7 @@ def main() -> None:
     for threads in arguments.threads:
         for text in arguments.cases:
             heads, kv_type = text.split(":")
-            case = Case(int(heads), kv_type, threads)
+            case = Case(int(heads), kv_type, arguments.type, threads)
             result = measure(case, arguments)
             results.append(result)
             print(table([result]), flush=True)

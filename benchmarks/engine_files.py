@@ -7,7 +7,9 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as GgmlType
 
-TYPES = {"f16": GgmlType.F16, "q4_0": GgmlType.Q4_0, "q8_0": GgmlType.Q8_0}
+from mobillama.export.plan import type_plan
+
+TYPES = {"f32": GgmlType.F32, "f16": GgmlType.F16, "q4_0": GgmlType.Q4_0, "q8_0": GgmlType.Q8_0}
 
 
 @dataclass(frozen=True)
@@ -15,7 +17,7 @@ class BenchShape:
     """The paper's mobillama-0.5b, with as many KV heads as wanted."""
 
     key_value_heads: int
-    type: str = "q4_0"
+    type: str  # as in ``mobillama quantize --type``
     layers: int = 22
     hidden_size: int = 2048
     intermediate_size: int = 5632
@@ -28,10 +30,12 @@ class BenchShape:
 class _RandomBlocks:
     """Draws tensors as blocks of their type: quantising floats would take minutes and change no timing."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, kind: str, seed: int) -> None:
+        self._plan = type_plan(kind)
         self._generator = np.random.default_rng(seed)
 
-    def matrix(self, kind: str, rows: int, columns: int) -> np.ndarray:
+    def matrix(self, name: str, rows: int, columns: int) -> np.ndarray:
+        kind = self._plan.type_of(name)
         deviation = 1 / np.sqrt(columns)
         if kind == "f16":
             return (self._generator.standard_normal((rows, columns), np.float32) * deviation).astype(
@@ -72,29 +76,19 @@ def write_pair(shape: BenchShape, folder: Path) -> tuple[Path, Path]:
 
 
 def _tensors(shape: BenchShape) -> dict[str, np.ndarray]:
-    draw = _RandomBlocks(seed=0)
+    draw = _RandomBlocks(shape.type, seed=0)
+    hidden, intermediate = shape.hidden_size, shape.intermediate_size
     kv_size = shape.key_value_heads * shape.head_dim
-    tensors = {"token_embd.weight": draw.matrix(shape.type, shape.vocab_size, shape.hidden_size)}
-    for part, rows, columns in (
-        ("gate", shape.intermediate_size, shape.hidden_size),
-        ("up", shape.intermediate_size, shape.hidden_size),
-        ("down", shape.hidden_size, shape.intermediate_size),
-    ):
-        tensors[f"ffn.0.{part}.weight"] = draw.matrix(shape.type, rows, columns)
+    matrices = {"token_embd.weight": (shape.vocab_size, hidden), "output.weight": (shape.vocab_size, hidden)}
+    matrices |= {f"ffn.0.{part}.weight": (intermediate, hidden) for part in ("gate", "up")}
+    matrices["ffn.0.down.weight"] = (hidden, intermediate)
+    norms = ["output_norm.weight"]
     for layer in range(shape.layers):
-        name = f"blk.{layer}"
-        tensors[f"{name}.attn_norm.weight"] = draw.norm(shape.hidden_size)
-        for part, rows in (
-            ("q", shape.hidden_size),
-            ("k", kv_size),
-            ("v", kv_size),
-            ("output", shape.hidden_size),
-        ):
-            tensors[f"{name}.attn_{part}.weight"] = draw.matrix(shape.type, rows, shape.hidden_size)
-        tensors[f"{name}.ffn_norm.weight"] = draw.norm(shape.hidden_size)
-    tensors["output_norm.weight"] = draw.norm(shape.hidden_size)
-    tensors["output.weight"] = draw.matrix(shape.type, shape.vocab_size, shape.hidden_size)
-    return tensors
+        for part, rows in (("q", hidden), ("k", kv_size), ("v", kv_size), ("output", hidden)):
+            matrices[f"blk.{layer}.attn_{part}.weight"] = (rows, hidden)
+        norms += [f"blk.{layer}.{part}_norm.weight" for part in ("attn", "ffn")]
+    tensors = {name: draw.matrix(name, *size) for name, size in matrices.items()}
+    return tensors | {name: draw.norm(hidden) for name in norms}
 
 
 def _write(shape: BenchShape, path: Path, architecture: str, tensors: dict[str, np.ndarray]) -> None:
@@ -120,9 +114,9 @@ def _write(shape: BenchShape, path: Path, architecture: str, tensors: dict[str, 
     writer.add_token_list([f"<{i}>" for i in range(shape.vocab_size)])
     writer.add_token_scores([0.0] * shape.vocab_size)
     writer.add_token_types([gguf.TokenType.NORMAL] * shape.vocab_size)
+    plan = type_plan(shape.type)
     for name, data in tensors.items():
-        is_norm = data.dtype == np.float32
-        writer.add_tensor(name, data, raw_dtype=GgmlType.F32 if is_norm else TYPES[shape.type])
+        writer.add_tensor(name, data, raw_dtype=TYPES[plan.type_of(name)])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

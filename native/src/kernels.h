@@ -31,6 +31,7 @@ struct TileRun {
     std::size_t tile_bytes = 0;
     std::uint32_t rows = 0;
     std::uint32_t columns = 0;
+    bool reused = false;  // several layers read it for one token: it is to stay in the last-level cache
     // What the caller will read after this run. A shared FFN comes from the last-level cache and leaves the memory
     // bus idle: the kernels for one token fetch `next` into the cache meanwhile.
     const std::byte* next = nullptr;

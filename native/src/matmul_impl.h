@@ -43,6 +43,16 @@ MOBILLAMA_INLINE void prefetch(const void* address) {
 #endif
 }
 
+// The same for a line that is read once: on x86 it then leaves the second-level cache without taking a place in the
+// last-level one, which belongs to the shared FFN.
+MOBILLAMA_INLINE void prefetch_once(const void* address) {
+#if defined(__GNUC__) && defined(__x86_64__)
+    __builtin_prefetch(address, 0, 0);
+#else
+    prefetch(address);
+#endif
+}
+
 // How far ahead of the sums weights are fetched. Processors' own prefetchers stop at each page of 4 KiB.
 constexpr std::size_t kFetchAhead = 20480;
 
@@ -89,7 +99,7 @@ MOBILLAMA_INLINE void store_rows(float* y, typename S::F sum, std::uint32_t rows
 }
 
 // One tile times N tokens whose blocks begin at `first`. Of `next`, when given, one line is fetched per block.
-template <class S, class Format, int N>
+template <class S, class Format, int N, bool kReused>
 void block_tile(const std::byte* tile, std::uint32_t blocks, const std::byte* next, const Activations& x,
                 std::size_t first, float* y, std::size_t y_stride, std::uint32_t rows) {
     constexpr std::size_t kScaleBytes = kTileRows * sizeof(std::uint16_t);
@@ -102,7 +112,13 @@ void block_tile(const std::byte* tile, std::uint32_t blocks, const std::byte* ne
     const float* scales = x.scales + first;
     const std::int32_t* offsets = x.offsets + first;
     for (std::uint32_t block = 0; block < blocks; ++block) {
-        for (std::size_t line = 0; line < Format::kBlockBytes + kScaleBytes; line += 64) prefetch(ahead + line);
+        for (std::size_t line = 0; line < Format::kBlockBytes + kScaleBytes; line += 64) {
+            if constexpr (kReused) {
+                prefetch(ahead + line);
+            } else {
+                prefetch_once(ahead + line);
+            }
+        }
         ahead += Format::kBlockBytes + kScaleBytes;
         if (next != nullptr) prefetch(next + block * 64);
         const auto w_scale = S::load_half(w_scales);
@@ -166,9 +182,11 @@ void matmul_blocks(const TileRun& w, const Activations& x, std::uint32_t tokens,
         for (std::uint32_t start = 0; start < tokens; start += x.group) {
             const std::uint32_t in_group = tokens - start < x.group ? tokens - start : x.group;
             in_passes<S::kTokens>(in_group, [&](auto n, std::uint32_t token) {
-                block_tile<S, Format, decltype(n)::value>(tile, blocks, next, x, x.block_index(start + token, 0),
-                                                          y + (start + token) * y_stride + row, y_stride,
-                                                          w.rows - row);
+                constexpr int kTokens = decltype(n)::value;
+                const auto multiply = w.reused ? block_tile<S, Format, kTokens, true>
+                                               : block_tile<S, Format, kTokens, false>;
+                multiply(tile, blocks, next, x, x.block_index(start + token, 0), y + (start + token) * y_stride + row,
+                         y_stride, w.rows - row);
             });
         }
         if (next != nullptr) next += std::size_t(blocks) * 64;

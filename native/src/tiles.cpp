@@ -50,7 +50,7 @@ TileRun Matrix::run(Range part, std::size_t shard) const {
     assert(part.begin % kTileRows == 0 && part.end <= rows && shard < shards.size());
     const Shard& source = shards[shard];
     return {source.data + part.begin / kTileRows * source.tile_bytes, source.tile_bytes, part.size(),
-            source.columns.size()};
+            source.columns.size(), reused};
 }
 
 std::size_t packed_bytes(const gguf::Tensor& tensor, const std::vector<Range>& shards) {

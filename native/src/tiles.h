@@ -44,6 +44,7 @@ struct Matrix {
 
     Matmul multiply = nullptr;  // the kernel for this matrix's type
     std::uint32_t rows = 0;
+    bool reused = false;  // by several layers
     std::vector<Shard> shards;
 
     // Rows `part` (it begins on a tile) of column shard `shard`, ready for the kernel.

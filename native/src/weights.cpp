@@ -32,7 +32,7 @@ public:
         weights.embedding = *embedding;
         weights.ffns.resize(config_.num_ffns());
         weights.layers.resize(config_.num_hidden_layers);
-        for (std::uint32_t i = 0; i < weights.ffns.size(); ++i) TRY(plan_ffn("ffn." + std::to_string(i), weights.ffns[i]));
+        for (std::uint32_t i = 0; i < weights.ffns.size(); ++i) TRY(plan_ffn(i, weights.ffns[i]));
         for (std::uint32_t i = 0; i < weights.layers.size(); ++i) {
             weights.layers[i].ffn = config_.ffn_of_layer[i];
             TRY(plan_layer("blk." + std::to_string(i), weights.layers[i]));
@@ -79,7 +79,10 @@ private:
         }
     }
 
-    Status plan_ffn(const std::string& name, Ffn& ffn) {
+    Status plan_ffn(std::uint32_t index, Ffn& ffn) {
+        const std::string name = "ffn." + std::to_string(index);
+        const auto uses = std::count(config_.ffn_of_layer.begin(), config_.ffn_of_layer.end(), index);
+        for (Matrix* part : {&ffn.gate, &ffn.up, &ffn.down}) part->reused = uses > 1;
         const std::uint32_t hidden = config_.hidden_size;
         const std::uint32_t intermediate = config_.intermediate_size;
         TRY(matrix(name + ".gate.weight", intermediate, hidden, ffn.gate));
