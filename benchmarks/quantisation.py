@@ -25,7 +25,6 @@ PLANS = {
     "FFN 4-bit, rest 8": plan.TypePlan(embeddings="q8_0", attention="q8_0", ffn="q4_0"),
     "attention 4-bit, rest 8": plan.TypePlan(embeddings="q8_0", attention="q4_0", ffn="q8_0"),
     "embeddings 4-bit, rest 8": plan.TypePlan(embeddings="q4_0", attention="q8_0", ffn="q8_0"),
-    "embeddings 8-bit, rest 4": plan.TypePlan(embeddings="q8_0", attention="q4_0", ffn="q4_0"),
 }
 
 

@@ -47,7 +47,7 @@ class TypePlan:
 
 
 TYPES = {
-    "mixed": TypePlan(embeddings="q8_0", attention="q4_0", ffn="q8_0"),
+    "mixed": TypePlan(embeddings="q8_0", attention="q4_0", ffn="q4_0"),
     "q4_0": TypePlan("q4_0", "q4_0", "q4_0"),
     "q8_0": TypePlan("q8_0", "q8_0", "q8_0"),
     "f16": TypePlan("f16", "f16", "f16"),
