@@ -26,6 +26,13 @@ def environment() -> dict[str, Any]:
     }
 
 
+def processors() -> int:
+    """Return how many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def installed_version(name: str) -> str | None:
     """Return the version of an installed distribution, or None."""
     try:

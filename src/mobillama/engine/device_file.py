@@ -3,12 +3,15 @@
 from pathlib import Path
 from typing import Any
 
+from mobillama.core.environment import processors
 from mobillama.core.errors import UserError
 from mobillama.core.hashing import blake3_file
 from mobillama.core.records import manifest_path, read_manifest
 
 from .language_model import LanguageModel
 from .tokenizer import Tokenizer
+
+DEFAULT_THREADS = 2
 
 
 def load(
@@ -21,7 +24,7 @@ def load(
     """Return the language model of a ``.gguf`` file of this project.
 
     Arguments:
-        threads: how many compute; the machine's cores if not given.
+        threads: how many compute; if not given two, or one where this process has one processor only.
         kv_type: how keys and values are cached: ``f16`` or ``q8_0``.
         context: tokens a session can hold; the model's own context length if not given.
 
@@ -33,8 +36,8 @@ def load(
     if not path.is_file():
         raise UserError(f"{path}: no such file; give the path of a .gguf")
     options: dict[str, Any] = {"kv_type": kv_type}
-    if threads is not None:
-        options["threads"] = threads
+    # Two threads on one processor, as in a small container, only wait for each other.
+    options["threads"] = threads if threads is not None else min(DEFAULT_THREADS, processors())
     if context is not None:
         options["context"] = context
     identity = checked(path)

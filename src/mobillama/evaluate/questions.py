@@ -75,15 +75,17 @@ class Branches:
 def split(question: Question) -> Branches:
     """Return the stem and the branches of a question.
 
-    The stem reaches no further than the logits of its last token are needed, so of the stem's
-    logits only those of the last token ever are.
+    What answers have in common at their beginning is in the stem too, so logits are needed from the first
+    scored position on, which may lie inside the stem.
     """
     inputs = [continuation.inputs for continuation in question]
-    end = min(
-        common_length(inputs),
-        min(continuation.first_scored for continuation in question) + 1,
-    )
+    end = common_length(inputs)
     return Branches(inputs[0][:end], tuple(tokens[end:] for tokens in inputs))
+
+
+def first_needed(stem: Sequence[int], question: Question) -> int:
+    """Return the first position in the stem whose logits are needed, or that of its last token."""
+    return min(len(stem) - 1, *(continuation.first_scored for continuation in question))
 
 
 def common_length(sequences: Sequence[Sequence[int]]) -> int:

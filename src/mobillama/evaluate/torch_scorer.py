@@ -7,7 +7,7 @@ the worked examples of MMLU, is read once for all of them and kept as a key-valu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from .questions import Branches, Continuation, Question, Score, common_length, split
+from .questions import Branches, Continuation, Question, Score, common_length, first_needed, split
 
 # More fills no more of a core and pads rows of unlike length further.
 CPU_BATCH_TOKENS = 512
@@ -54,13 +54,13 @@ class TorchScorer:
             scores = iter(self._score(plans, flat, header=()))
             return [[next(scores)[0] for _ in question] for question in questions]
         plans = [split(question) for question in questions]
-        return self._score(plans, questions, self._share_header(plans))
+        return self._score(plans, questions, self._share_header(plans, questions))
 
-    def _share_header(self, plans: Sequence[Branches]) -> tuple[int, ...]:
+    def _share_header(self, plans: Sequence[Branches], questions: Sequence[Question]) -> tuple[int, ...]:
         """Return the beginning all stems share, read into the cache, or nothing."""
         stems = [plan.stem for plan in plans]
-        # The last token of a stem stays with its question, for its logits.
-        length = min(common_length(stems), min(map(len, stems)) - 1)
+        # What logits are needed of stays with its question.
+        length = min(common_length(stems), *map(first_needed, stems, questions))
         if len(plans) < 2 or length < LEAST_HEADER_TOKENS:
             return ()
         header = stems[0][:length]
@@ -113,22 +113,28 @@ class TorchScorer:
                 positions[row, offset:end] = torch.arange(first, first + len(piece))
                 owners[row, offset:end] = owner
                 offset = end
-        wanted = [
-            (row, position)
+        # What answers begin with alike is scored once.
+        index: dict[tuple[int, int, int], int] = {}
+        slots = [
+            index.setdefault((row, *place), len(index))
             for row, (plan, question) in enumerate(zip(plans, questions, strict=True))
-            for position in scored_positions(plan, question, skip)
+            for place in scored_places(plan, question, skip)
         ]
-        index = torch.tensor(wanted).T.to(self.model.device)  # (2, N)
-        logits = self._logits(tokens, positions, owners, index, skip)  # (N, V)
-        targets = [token for question in questions for one in question for token in one.targets]
-        return gather_scores(logits, torch.tensor(targets, device=logits.device), questions)
+        states, head = self._states(tokens, positions, owners, skip)  # (B, T, D)
+        # Logits a block at a time stay in a processor's cache.
+        blocks = torch.tensor(list(index)).T.to(states.device).split(self.batch_tokens // 4 or 1, dim=1)
+        found = [log_probabilities(head(states[row, column]), target) for row, column, target in blocks]
+        chosen, greedy = (torch.cat(parts).cpu()[slots] for parts in zip(*found, strict=True))
+        return add_up(chosen, greedy, questions)
 
-    def _logits(self, tokens: Tensor, positions: Tensor, owners: Tensor, index: Tensor, skip: int) -> Tensor:
-        """Return float32 logits (N, V) at the (row, column) pairs of `index` (2, N)."""
+    def _states(
+        self, tokens: Tensor, positions: Tensor, owners: Tensor, skip: int
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Return hidden states (B, T, D), and what makes logits of some of them."""
         device = self.model.device
         if not self.shares:
             # The whole model: some scale or cap their logits after the head.
-            return self.model(input_ids=tokens.to(device), use_cache=False).logits[index[0], index[1]].float()
+            return self.model(input_ids=tokens.to(device), use_cache=False).logits, lambda logits: logits
         arguments: dict[str, Any] = {"use_cache": False}
         if int(owners.max()) > 0 or skip:
             arguments["attention_mask"] = tree_mask(owners.to(device), skip, self.model.dtype)
@@ -139,10 +145,10 @@ class TorchScorer:
                 rows = (len(tokens), -1, -1, -1)
                 cache.update(keys.expand(rows), values.expand(rows), layer)
             arguments |= {"use_cache": True, "past_key_values": cache}
-        hidden = self.model.base_model(input_ids=tokens.to(device), **arguments).last_hidden_state
+        states = self.model.base_model(input_ids=tokens.to(device), **arguments).last_hidden_state
         head = self.model.get_output_embeddings()
         assert head is not None
-        return head(hidden[index[0], index[1]]).float()
+        return states, head
 
     @torch.inference_mode()
     def _branches_agree(self) -> bool:
@@ -157,10 +163,9 @@ class TorchScorer:
             return False
         for score, continuation in zip(shared, question, strict=True):
             inputs = torch.tensor([continuation.inputs], device=self.model.device)
-            logits = self.model(input_ids=inputs).logits[0, continuation.first_scored :].float()
-            whole = gather_scores(
-                logits, torch.tensor(continuation.targets, device=logits.device), [[continuation]]
-            )[0][0]
+            logits = self.model(input_ids=inputs).logits[0, continuation.first_scored :]
+            targets = torch.tensor(continuation.targets, device=logits.device)
+            whole = add_up(*log_probabilities(logits, targets), [[continuation]])[0][0]
             scale = max(1.0, abs(whole.loglikelihood))
             if abs(score.loglikelihood - whole.loglikelihood) > PROBE_TOLERANCE * scale:
                 return False
@@ -175,12 +180,12 @@ def looks_through_window(config: Any) -> bool:
     return getattr(config, "sliding_window", None) is not None
 
 
-def scored_positions(plan: Branches, question: Question, skip: int) -> Iterator[int]:
-    """Yield where in a question's row the logits of its targets are, in the order of the targets."""
+def scored_places(plan: Branches, question: Question, skip: int) -> Iterator[tuple[int, int]]:
+    """Yield where in a question's row the logits of each target are, and the target."""
     stem, offset = len(plan.stem), len(plan.stem) - skip
     for branch, continuation in zip(plan.branches, question, strict=True):
-        for position in range(continuation.first_scored, len(continuation.inputs)):
-            yield position - skip if position < stem else offset + position - stem
+        for position, target in enumerate(continuation.targets, start=continuation.first_scored):
+            yield (position - skip if position < stem else offset + position - stem), target
         offset += len(branch)
 
 
@@ -194,10 +199,18 @@ def tree_mask(owners: Tensor, skip: int, dtype: torch.dtype) -> Tensor:
     return mask.masked_fill_(~seen, torch.finfo(dtype).min).unsqueeze(1)
 
 
-def gather_scores(logits: Tensor, targets: Tensor, questions: Sequence[Question]) -> list[list[Score]]:
-    """Return scores from the logits (N, V) and ids (N,) of all targets, in the order of the questions."""
-    chosen = logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(1)
-    greedy = logits.argmax(1) == targets
+def log_probabilities(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the log-probability of each target (N,) under logits (N, V), and whether it is greedy."""
+    logits = logits.float()
+    at = targets[:, None]
+    highest = logits.gather(1, at)[:, 0] == logits.amax(1)
+    # Of equals the first is greedy; to look for it in every row would take as long as the softmax.
+    highest[highest.clone()] = logits[highest].argmax(1) == targets[highest]
+    return logits.log_softmax(1).gather(1, at)[:, 0], highest
+
+
+def add_up(chosen: Tensor, greedy: Tensor, questions: Sequence[Question]) -> list[list[Score]]:
+    """Return scores from the log-probability (N,) of each target in the order of the questions."""
     counts = [continuation.scored for question in questions for continuation in question]
     pieces = iter(
         Score(float(values.sum()), bool(hits.all()))

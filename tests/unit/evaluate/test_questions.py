@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mobillama.evaluate.questions import Continuation, cut_to_fit, split
+from mobillama.evaluate.questions import Continuation, cut_to_fit, first_needed, split
 
 TOKENS = st.integers(0, 3)
 
@@ -17,13 +17,16 @@ def questions(draw):
 
 
 @given(questions())
-def test_stem_and_branch_make_up_every_input_and_no_scored_logit_lies_inside_the_stem(question):
+def test_stem_and_branches_make_up_every_input_and_share_all_they_can(question):
     plan = split(question)
-    assert len(plan.stem) >= 1
     for branch, continuation in zip(plan.branches, question, strict=True):
         assert plan.stem + branch == continuation.tokens[:-1]
-        assert continuation.first_scored >= len(plan.stem) - 1
         assert continuation.tokens[continuation.first_scored + 1 :] == continuation.targets
+    assert len(plan.stem) >= 1
+    assert () in plan.branches or len({branch[0] for branch in plan.branches}) > 1
+    needed = first_needed(plan.stem, question)
+    assert all(needed <= continuation.first_scored for continuation in question)
+    assert 0 <= needed < len(plan.stem)
 
 
 @given(questions(), st.integers(6, 12), st.sampled_from(["question", "request"]))
