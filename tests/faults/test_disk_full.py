@@ -45,7 +45,8 @@ def test_a_full_disk_is_said_in_one_line_and_the_same_command_goes_on_with_room(
         undisturbed, needed = verb.bytes(), used_bytes(disk) - before
         for _ in range(TIMES):
             verb.clear()
-            room = source.randrange(PAGE_BYTES, needed)
+            # The file system's size is in whole pages, rounded up.
+            room = source.randrange(PAGE_BYTES, needed - PAGE_BYTES)
             assert mount(disk, before + room, "remount").returncode == 0
             full = verb.run()
             assert full.returncode == 2, (verb.name, full.stderr[-2000:])

@@ -230,10 +230,14 @@ def report_contamination(run: Path, opened: "Index", benchmark: Path, as_json: b
                 f"{match.file}:{match.number}: {match.ngrams_seen} of {match.ngrams} 13-grams, longest "
                 f"{found['longest_words']} words, in {', '.join(found['documents'])}"
             )
-    for row in rows:
+    shown = [row for row in rows if row["contaminated"]]
+    whole = {"file": f"{folder}, {len(rows):,} files", "longest_words": max(r["longest_words"] for r in rows)}
+    whole |= {key: sum(row[key] for row in rows) for key in ("contaminated", "items")}
+    for row in (*shown, whole):
+        share = row["contaminated"] / row["items"]
         typer.echo(
             f"{row['file']}: {row['contaminated']:,} of {row['items']:,} items share a 13-gram with the "
-            f"training data ({row['share']:.2%}); longest match {row['longest_words']} words"
+            f"training data ({share:.2%}); longest match {row['longest_words']} words"
         )
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from . import atomic
 from .environment import environment
-from .records import Problem, digest, manifest_hash, sealed
+from .hashing import sha256_text
+from .records import Problem, digest, manifest_hash, manifest_path, manifest_text, sealed
 
 NAME = "made-by.json"
 
@@ -19,10 +20,13 @@ def making_path(artifact: Path) -> Path:
     return artifact / f".{NAME}" if artifact.is_dir() else artifact.with_name(f".{artifact.name}.{NAME}")
 
 
-def record_making(artifact: Path) -> None:
-    """Write down that this process made an artifact, whose manifest is there already."""
-    record = sealed({"manifest": manifest_hash(artifact), **environment()})
+def write_made_manifest(artifact: Path, kind: str, **facts: Any) -> str:
+    """Write an artifact's manifest as ``write_manifest`` does, and before it that this process made it."""
+    text = manifest_text(artifact, kind, **facts)
+    record = sealed({"manifest": sha256_text(text), **environment()})
     atomic.write_text(making_path(artifact), json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    atomic.write_text(manifest_path(artifact), text)
+    return manifest_hash(artifact)
 
 
 def read_making(artifact: Path) -> dict[str, Any]:

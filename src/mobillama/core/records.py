@@ -60,6 +60,12 @@ def write_manifest(artifact: Path, kind: str, **facts: Any) -> str:
     of artifact records beside its files; no time of day goes in unless the caller puts it there, so
     that equal inputs give equal manifests.
     """
+    atomic.write_text(manifest_path(artifact), manifest_text(artifact, kind, **facts))
+    return manifest_hash(artifact)
+
+
+def manifest_text(artifact: Path, kind: str, **facts: Any) -> str:
+    """Return what ``write_manifest`` writes."""
     base, found = artifact.parent, [artifact]
     if artifact.is_dir():
         base, found = artifact, [file for file in own_files(artifact) if file.is_file()]
@@ -69,8 +75,7 @@ def write_manifest(artifact: Path, kind: str, **facts: Any) -> str:
         if file.name != MANIFEST
     ]
     record = sealed({"kind": kind, "format": FORMAT, **facts, "files": files})
-    atomic.write_text(manifest_path(artifact), json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    return manifest_hash(artifact)
+    return json.dumps(record, indent=1, ensure_ascii=False) + "\n"
 
 
 def own_files(directory: Path) -> list[Path]:

@@ -19,8 +19,8 @@ from mobillama.core import atomic
 from mobillama.core.environment import installed_version
 from mobillama.core.errors import UserError
 from mobillama.core.hashing import canonical_json, hash_file
-from mobillama.core.making import record_making
-from mobillama.core.records import MANIFEST, read_jsonl, require_intact, write_manifest
+from mobillama.core.making import write_made_manifest
+from mobillama.core.records import MANIFEST, read_jsonl, require_intact
 
 from . import minhash
 from .corpus import KIND, SPLITS
@@ -144,8 +144,7 @@ def assemble(directory: Path, section: CorpusSection, work: Workplace) -> None:
         [*(folder / "dropped.jsonl" for folder in folders), work.folder("plan") / "dropped.jsonl"], directory
     )
     join([folder / "quarantine.jsonl" for folder in folders], directory)
-    write_manifest(directory, KIND, **facts(directory, section, work))
-    record_making(directory)
+    write_made_manifest(directory, KIND, **facts(directory, section, work))
 
 
 def facts(directory: Path, section: CorpusSection, work: Workplace) -> dict[str, Any]:

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 
 from mobillama.core import atomic
 from mobillama.core.errors import UserError, require_extra
-from mobillama.core.making import record_making
+from mobillama.core.making import write_made_manifest
 from mobillama.core.quiet import quiet
-from mobillama.core.records import write_manifest
 from mobillama.model import MobiLlamaForCausalLM, checkpoint
 from mobillama.model.convert import TOKENIZER_FILES, origin
 from mobillama.model.loading import load_language_model
@@ -111,8 +110,7 @@ def export_onnx(model: str | Path, destination: Path) -> Path:
         for name in ("config.json", *TOKENIZER_FILES):
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, partial / name)
-        write_manifest(partial, KIND, **origin(model, folder))
-        record_making(partial)
+        write_made_manifest(partial, KIND, **origin(model, folder))
     return destination
 
 

@@ -10,9 +10,8 @@ from transformers import PreTrainedConfig
 from mobillama.core.atomic import atomic_file
 from mobillama.core.errors import UserError
 from mobillama.core.hashing import hash_file
-from mobillama.core.making import record_making
+from mobillama.core.making import write_made_manifest
 from mobillama.core.progress import progress
-from mobillama.core.records import write_manifest
 from mobillama.model.checkpoint import locate
 from mobillama.model.loading import load_language_model
 
@@ -105,8 +104,7 @@ def quantize(
 
     with atomic_file(Path(out)) as partial:
         write(partial, tensors, directory, config, facts, stock_llama=stock_llama)
-    write_manifest(Path(out), KIND, type=type, **facts)
-    record_making(Path(out))
+    write_made_manifest(Path(out), KIND, type=type, **facts)
     once = {id(tensor.data): tensor.size_bytes for tensor in tensors}
     repeated_bytes = sum(tensor.size_bytes for tensor in tensors) - sum(once.values())
     return Report(

@@ -3,15 +3,15 @@
 from collections import Counter
 from pathlib import Path
 
-import jinja2
-
 from mobillama.core import atomic
+from mobillama.core.making import read_making
 from mobillama.report.benchmarks import last_scores, results_of
-from mobillama.report.page import FILTERS, count, duration
+from mobillama.report.page import count, duration, template
 from mobillama.report.run import Corpus, Run, flat, intact_run
 from mobillama.report.summary import dropped_counts, heldout_rows, mixture, summary
 
 from .describe_files import ffns_text
+from .describe_ours import made_by
 from .transparency import indicators, source_text
 
 CARDS = {
@@ -50,14 +50,6 @@ def write(
 
 def render(run: Run, *, repo: str | None = None, license: str | None = None) -> dict[str, str]:
     """Return the text of each card by file name."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= FILTERS
     facts, model = summary(run), run.model
     known = {
         "run": run,
@@ -71,6 +63,7 @@ def render(run: Run, *, repo: str | None = None, license: str | None = None) -> 
         "training": training_rows(run),
         "heldout": heldout_rows(run),
         "corpus": run.corpus,
+        "prepared_by": prepared_by(run.corpus) if run.corpus else None,
         "corpus_hashes": sorted({str(held.manifest.get("corpus")) for held in run.checkpoints}),
         "mixture": mixture(run),
         "dropped": dropped_counts(run),
@@ -79,13 +72,21 @@ def render(run: Run, *, repo: str | None = None, license: str | None = None) -> 
         "indicators": indicators(run),
         "scores": last_scores(run.path, results_of(run.path)),
     }
-    return {name: environment.get_template(template).render(known) for name, template in CARDS.items()}
+    folder = Path(__file__).parent / "templates"
+    return {name: template(source, folder).render(known) for name, source in CARDS.items()}
 
 
 def origin(run: Run) -> str:
     """Return what training started from."""
     parent = run.checkpoints[0].manifest.get("parent") if run.checkpoints else None
     return f"checkpoint `{parent}`" if parent else "random weights"
+
+
+def prepared_by(corpus: Corpus) -> str:
+    """Return which version, and which commit where that was recorded, prepared a corpus."""
+    version = corpus.manifest.get("software", {}).get("mobillama") or ""
+    commit = made_by(read_making(corpus.path)).get("source")
+    return f"mobillama {version}".strip() + (f" ({commit})" if commit else "")
 
 
 def training_rows(run: Run) -> list[tuple[str, str]]:

@@ -24,8 +24,8 @@ from .index import Index, Occurrence
 from .index_search import NEVER, Integers
 
 NGRAM_WORDS = 13
-LEAST_TOKENS = 8
-"""Shorter matches are common phrases and count as none; 13 words are never so few."""
+LEAST_WORDS = 8
+"""Shorter runs are common phrases and count as none. So many words are at least so many tokens."""
 ITEMS_AT_ONCE = 1 << 16
 TEXTS_AT_ONCE = 1 << 10
 TOKENS_AT_ONCE = 1 << 16
@@ -41,7 +41,7 @@ class ItemMatch:
     Attributes:
         ngrams: its 13-grams, over all its texts.
         ngrams_seen: how many of them the training data contain.
-        longest: the longest run of whole words of it that they contain, empty below ``LEAST_TOKENS``.
+        longest: the longest run of whole words of it that they contain, empty below ``LEAST_WORDS``.
         occurrences: where that run stands (the first places), if the item is contaminated.
     """
 
@@ -73,7 +73,7 @@ def contamination(index: Index, items: Iterable[Item], *, places: int = 3) -> It
 
 
 def matched_runs(index: Index, texts: list[str]) -> dict[str, tuple[int, str]]:
-    """Return of the texts that share ``LEAST_TOKENS`` with the training data: 13-grams seen, longest run."""
+    """Return of each text that shares a run with the training data: 13-grams seen, longest run of words."""
     texts = list(dict.fromkeys(text for text in texts if text.strip()))
     if not texts:
         return {}
@@ -83,13 +83,13 @@ def matched_runs(index: Index, texts: list[str]) -> dict[str, tuple[int, str]]:
     lengths = np.zeros(len(joined), np.int64)
     positions = shared_positions(index.corpus, joined)
     lengths[positions] = index.longest(joined, positions)
-    lengths[lengths < LEAST_TOKENS] = 0
     runs_of = {}
     for number in np.unique(np.searchsorted(bounds, np.flatnonzero(lengths), "right") - 1).tolist():
         words = Words(index, texts[number], tokens[number])
         runs = words.runs(lengths[bounds[number] : bounds[number + 1]])
-        run = words.text_of(int(runs.argmax()), int(runs.max()))
-        runs_of[texts[number]] = int((runs >= NGRAM_WORDS).sum()), run
+        if runs.max() >= LEAST_WORDS:
+            run = words.text_of(int(runs.argmax()), int(runs.max()))
+            runs_of[texts[number]] = int((runs >= NGRAM_WORDS).sum()), run
     return runs_of
 
 
@@ -104,11 +104,11 @@ def tokenised(index: Index, texts: list[str]) -> list[Integers]:
 
 
 def shared_positions(corpus: Corpus, tokens: Integers) -> Integers:
-    """Return where in ``tokens`` a run of ``LEAST_TOKENS`` begins that the training data hold as well.
+    """Return where in ``tokens`` a run of ``LEAST_WORDS`` tokens begins that the training data hold as well.
 
     Told by 64-bit hashes: every such place is returned, and hardly ever another.
     """
-    hashes = ngrams(tokens.astype(np.uint64), LEAST_TOKENS)
+    hashes = ngrams(tokens.astype(np.uint64), LEAST_WORDS)
     wanted = np.sort(hashes)
     seen = np.zeros(len(wanted), np.bool_)
     table = np.zeros(1 << TABLE_BITS, np.bool_)
@@ -117,8 +117,8 @@ def shared_positions(corpus: Corpus, tokens: Integers) -> Integers:
     for subset in corpus.subsets:
         stream = corpus.tokens(subset)
         for start in range(0, len(stream), TOKENS_AT_ONCE):
-            stop = min(start + TOKENS_AT_ONCE + LEAST_TOKENS - 1, len(stream))
-            theirs = ngrams(stream.read(start, stop).astype(np.uint64), LEAST_TOKENS)
+            stop = min(start + TOKENS_AT_ONCE + LEAST_WORDS - 1, len(stream))
+            theirs = ngrams(stream.read(start, stop).astype(np.uint64), LEAST_WORDS)
             likely = theirs[table[theirs >> shift]]
             at = np.minimum(np.searchsorted(wanted, likely), len(wanted) - 1)
             seen[at[wanted[at] == likely]] = True
@@ -153,7 +153,7 @@ class Words:
 
     def text_of(self, word: int, count: int) -> str:
         """Return ``count`` words from ``word`` on, as they stand in the text."""
-        return self.text[self.spans[word][0] : self.spans[word + count - 1][1]] if count > 0 else ""
+        return self.text[self.spans[word][0] : self.spans[word + count - 1][1]]
 
 
 def summary(matches: Iterable[ItemMatch]) -> list[dict[str, Any]]:

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from mobillama.core import atomic
 from mobillama.core.checked import require_checked
 from mobillama.core.errors import UserError, require_extra
-from mobillama.core.making import record_making
+from mobillama.core.making import write_made_manifest
 from mobillama.core.progress import progress
-from mobillama.core.records import manifest_path, read_manifest, require_intact, write_manifest
+from mobillama.core.records import manifest_path, read_manifest, require_intact
 from mobillama.data import Corpus
 
 from .index_passages import Passages, find_passages
@@ -212,8 +212,7 @@ def build(corpus: Corpus, *, part_tokens: int = PART_TOKENS) -> Path:
                     save(directory / place.file, suffix_array(tokens))
                 done += place.stop - place.start
                 advance(done, place.subset)
-        write_manifest(directory, KIND, corpus=corpus.identity)
-        record_making(directory)
+        write_made_manifest(directory, KIND, corpus=corpus.identity)
     return directory
 
 

@@ -24,11 +24,15 @@ def load(path: Path, overrides: list[str] | None = None) -> Loaded[Any]:
     Raises:
         UserError: the file cannot be read or has problems.
     """
+    return config.load(path, VisionRecipe if sees(path) else Recipe, overrides)
+
+
+def sees(recipe: Path) -> bool:
+    """Tell whether a recipe file is of a model that sees; loading one that is broken tells what is wrong."""
     try:
-        sees = "images" in tomllib.loads(path.read_text(encoding="utf-8"))
+        return "images" in tomllib.loads(recipe.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        sees = False  # Loading it tells what is wrong.
-    return config.load(path, VisionRecipe if sees else Recipe, overrides)
+        return False
 
 
 def history_of(run: Path) -> Any:
@@ -40,11 +44,7 @@ def history_of(run: Path) -> Any:
     from .seen import History
     from .seen_images import ImageHistory
 
-    try:
-        sees = "images" in tomllib.loads((run / "run.toml").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        sees = False  # Opening it tells what is wrong.
-    return ImageHistory(run, VisionRecipe) if sees else History(run)
+    return ImageHistory(run, VisionRecipe) if sees(run / "run.toml") else History(run)
 
 
 def prepare(recipe: RunRecipe) -> Path:

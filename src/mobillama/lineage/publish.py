@@ -5,7 +5,6 @@
 already is left alone, so the same command goes on after a broken connection.
 """
 
-import hashlib
 import os
 import shutil
 import tempfile
@@ -29,7 +28,6 @@ from .verify import check
 MAIN = "main"
 # What the Hub puts into every repository by itself.
 HUBS_OWN = {".gitattributes"}
-READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -201,20 +199,13 @@ def served(api: Any, repo: str, revision: str) -> dict[str, Any]:
 
 def same(path: Path, entry: Any) -> bool:
     """Tell whether a file has the hash that the Hub states: SHA-256 for large files, git's for small ones."""
+    from huggingface_hub.utils.sha import git_hash
+
     if entry is None or entry.size != path.stat().st_size:
         return False
     if entry.lfs is not None:
         return entry.lfs.sha256 == hash_file(path).sha256
-    return entry.blob_id == git_blob_hash(path)
-
-
-def git_blob_hash(path: Path) -> str:
-    """Return the name git gives to a file's content."""
-    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
-    with path.open("rb") as file:
-        while block := file.read(READ_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+    return entry.blob_id == git_hash(path.read_bytes())
 
 
 def confirm(api: Any, repo: str, revision: Revision, *, read_back: bool) -> None:

@@ -4,9 +4,9 @@ Source: the idea of OLMoTrace (Liu et al., 2025, arXiv 2504.07096). Here a span 
 whole words, and its occurrences are counted, not estimated.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, takewhile
 
 import numpy as np
 
@@ -83,9 +83,10 @@ def trace(
         Span(int(character[start]), int(character[stop]), *index.occurrences(encoded[start:stop], places))
         for start, stop in longest
     ]
-    return Trace(
-        text, found, covered([(character[start], character[stop]) for start, stop in spans]), len(spans)
-    )
+    covered = np.zeros(len(text), np.bool_)
+    for start, stop in spans:
+        covered[character[start] : character[stop]] = True
+    return Trace(text, found, int(covered.sum()), len(spans))
 
 
 def stretched(index: Index, encoded: bytes, match: Match, start: int, stop: int) -> set[tuple[int, int]]:
@@ -113,9 +114,8 @@ def text_of(index: Index, subset: str, start: int, stop: int) -> bytes:
 
 def shared(ours: bytes, theirs: bytes) -> int:
     """Return how many first bytes two texts have in common."""
-    length = min(len(ours), len(theirs))
-    differing = (at for at in range(length) if ours[at] != theirs[at])
-    return next(differing, length)
+    equal = (a == b for a, b in zip(ours, theirs, strict=False))
+    return sum(takewhile(bool, equal))
 
 
 def word_borders(text: str) -> np.ndarray:
@@ -145,12 +145,3 @@ def characters(text: str) -> np.ndarray:
     """Return for each byte position of ``text`` (and its end) how many characters begin before it."""
     data = np.frombuffer(text.encode(), np.uint8)
     return np.concatenate([[0], np.cumsum((data & 0xC0) != 0x80)])
-
-
-def covered(spans: Sequence[tuple[int, int]]) -> int:
-    """Return how many positions lie in any of ``spans``, which are in order."""
-    total, reached = 0, 0
-    for start, stop in spans:
-        total += max(0, int(stop) - max(int(start), reached))
-        reached = max(reached, int(stop))
-    return total

@@ -1,12 +1,15 @@
 """A traced text for a terminal, and as one HTML page that loads nothing else."""
 
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from rich.console import Group, RenderableType
 from rich.text import Text
+
+from mobillama.report.page import template
 
 from .find import Sighting, sighting_json, sightings
 from .seen import History
@@ -14,7 +17,6 @@ from .trace import Span, Trace
 
 STEPS_SHOWN = 12
 COLOURS = ("yellow", "cyan", "magenta", "green", "blue", "red")
-TEMPLATE = "trace.html.j2"
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,8 @@ def painted(trace: Trace) -> list[tuple[str, int | None]]:
     owner: list[int | None] = [None] * len(trace.text)
     for number, span in reversed(list(enumerate(trace.spans))):
         owner[span.start : span.stop] = [number] * (span.stop - span.start)
-    pieces: list[tuple[str, int | None]] = []
-    for character, number in zip(trace.text, owner, strict=True):
-        if pieces and pieces[-1][1] == number:
-            pieces[-1] = (pieces[-1][0] + character, number)
-        else:
-            pieces.append((character, number))
-    return pieces
+    pieces = groupby(zip(trace.text, owner, strict=True), key=itemgetter(1))
+    return [("".join(character for character, _ in piece), number) for number, piece in pieces]
 
 
 def as_json(traced: Traced) -> dict[str, Any]:
@@ -103,21 +100,14 @@ def sighting_line(sighting: Sighting) -> Text:
 
 def as_html(traced: Traced, title: str) -> str:
     """Return a trace as a page of its own."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.globals |= {"steps_text": steps_text, "times": times}
-    spans = list(zip(traced.trace.spans, traced.found, strict=True))
-    return environment.get_template(TEMPLATE).render(
+    return template("trace.html.j2", Path(__file__).parent / "templates").render(
         title=title,
         trace=traced.trace,
         pieces=painted(traced.trace),
-        spans=spans,
+        spans=list(zip(traced.trace.spans, traced.found, strict=True)),
         headline=headline(traced.trace),
+        steps_text=steps_text,
+        times=times,
     )
 
 

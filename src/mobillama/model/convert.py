@@ -19,9 +19,9 @@ from transformers import LlamaConfig
 from mobillama.core import atomic
 from mobillama.core.errors import UserError
 from mobillama.core.hashing import hash_file
-from mobillama.core.making import record_making
+from mobillama.core.making import write_made_manifest
 from mobillama.core.progress import progress
-from mobillama.core.records import MANIFEST, manifest_hash, write_manifest
+from mobillama.core.records import MANIFEST, manifest_hash
 from mobillama.core.tensors import WEIGHTS
 
 from . import checkpoint, llama
@@ -107,8 +107,9 @@ def convert(
                 shutil.copyfile(folder / name, partial / name)
         if is_chat(source, folder) and not has_chat_template(partial):
             atomic.write_text(partial / "chat_template.jinja", CHAT_TEMPLATE)
-        write_manifest(partial, KIND, **origin(source, folder), averaged=average, sharing=facts_of(sharing))
-        record_making(partial)
+        write_made_manifest(
+            partial, KIND, **origin(source, folder), averaged=average, sharing=facts_of(sharing)
+        )
     return destination
 
 
@@ -164,10 +165,8 @@ def share(model: MobiLlamaForCausalLM, folder: Path, sharing: Sharing) -> MobiLl
     if sharing.start not in llama.STARTS:
         raise UserError(f"--start {sharing.start}: choose one of {', '.join(llama.STARTS)}")
     table = ffn_of_layer(sharing.scheme, model.config.num_hidden_layers)
-    moments = None
-    if sharing.calibration is not None:
-        moments = llama.measure_moments(model, calibration_batches(folder, sharing.calibration))
-    return llama.share(model, table, start=sharing.start, delta_rank=sharing.delta_rank, moments=moments)
+    batches = calibration_batches(folder, sharing.calibration) if sharing.calibration else None
+    return llama.share(model, table, start=sharing.start, delta_rank=sharing.delta_rank, batches=batches)
 
 
 def calibration_batches(folder: Path, text: Path) -> Iterator[Tensor]:

@@ -56,13 +56,14 @@ def render(runs: list[Run]) -> str:
     )
 
 
-def template(name: str) -> jinja2.Template:
-    """Return one of our templates: what it is given is escaped, what it lacks is an error."""
+def template(name: str, folder: Path = HERE / "templates") -> jinja2.Template:
+    """Return a template: what goes into a page is escaped, what a template lacks is an error."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE / "templates"),
-        autoescape=True,
+        loader=jinja2.FileSystemLoader(folder),
+        autoescape=lambda name: name is not None and name.endswith(".html.j2"),
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= FILTERS

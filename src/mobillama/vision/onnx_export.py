@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from mobillama.core.atomic import atomic_file
 from mobillama.core.errors import UserError
-from mobillama.core.making import record_making
+from mobillama.core.making import write_made_manifest
 from mobillama.core.quiet import quiet
-from mobillama.core.records import MANIFEST, manifest_hash, write_manifest
+from mobillama.core.records import MANIFEST, manifest_hash
 
 from .images import ImageRules
 from .loading import load_vision_model
@@ -51,8 +51,7 @@ def write_vision_half(directory: Path, out: Path, *, int8: bool) -> str:
         if int8:
             to_int8(plain, plain)
         annotate(plain, partial, rules, facts)
-    write_manifest(out, KIND, type="int8" if int8 else "f32", **facts)
-    record_making(out)
+    write_made_manifest(out, KIND, type="int8" if int8 else "f32", **facts)
     kind = "int8" if int8 else "float32"
     return f"{out}: {out.stat().st_size / 1e6:.1f} MB ({kind}): {rules.tokens} tokens a square of pixels"
 

@@ -20,8 +20,8 @@ from mobillama.core import atomic
 from mobillama.core.environment import installed_version
 from mobillama.core.errors import UserError
 from mobillama.core.hashing import canonical_json, hash_file
-from mobillama.core.making import record_making
-from mobillama.core.records import MANIFEST, read_manifest, write_manifest
+from mobillama.core.making import write_made_manifest
+from mobillama.core.records import MANIFEST, read_manifest
 from mobillama.data.recipe import TokenizerSection
 from mobillama.data.vocabulary import open_tokenizer, train_tokenizer, write_tokenizer
 
@@ -218,13 +218,12 @@ def write(directory: Path, section: ImagesSection, inputs: list[dict[str, Any]])
     (directory / STAGED).unlink()
     with (directory / "quarantine.jsonl").open("rb") as file:
         quarantined = sum(1 for _ in file)
-    write_manifest(
+    write_made_manifest(
         directory, KIND, recipe=content(section), software=software(), inputs=inputs, categories=counts,
         quarantined=quarantined,
         tokenizer={"vocab_size": vocab_size, "end_of_text_id": conversation.end_id,
                    "image_id": conversation.image_id},
     )  # fmt: skip
-    record_making(directory)
 
 
 def tokenizer_of(section: ImagesSection, directory: Path) -> Tokenizer:

@@ -10,7 +10,7 @@ import pytest
 from fixture_run import make_corpus, make_run, write_safetensors
 
 from mobillama.core.errors import UserError
-from mobillama.core.making import record_making
+from mobillama.core.making import write_made_manifest
 from mobillama.core.records import check_files, manifest_hash, write_manifest
 from mobillama.lineage.gguf_header import read_gguf_header
 from mobillama.lineage.inspect import as_json, as_text, describe
@@ -156,10 +156,9 @@ def test_a_converted_model_and_a_publication_are_described_by_the_model_in_them(
 
 def test_what_made_an_artifact_is_told_and_a_change_of_it_is_found(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text("x")
-    identity = write_manifest(tmp_path, "corpus")
+    identity = write_manifest(tmp_path, "corpus", seed=1)
     monkeypatch.setattr(sys, "argv", ["/usr/bin/mobillama", "prepare", "small.toml"])
-    record_making(tmp_path)
-    assert manifest_hash(tmp_path) == identity and check_files(tmp_path) == []
+    assert write_made_manifest(tmp_path, "corpus", seed=1) == identity and check_files(tmp_path) == []
     found = describe(tmp_path)
     assert found.made_by["command"] == found.make_again == "mobillama prepare small.toml"
     assert "numpy" in found.made_by["versions"] and found.intact
