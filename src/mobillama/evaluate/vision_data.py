@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mobillama.core.errors import UserError
+from mobillama.vision.easy_vqa import asked_for
 
 from .local_data import find, read_rows, read_text
 from .vision_metrics import LETTERS, MME_COGNITION, MME_PERCEPTION
@@ -162,17 +163,9 @@ def easy_vqa(folder: Path) -> list[VisionItem]:
             )
         entries, image = json.loads(files["questions.json"]), partial(member, files)
     return [
-        VisionItem(number, question, answer, easy_vqa_part(question), image(str(name)), str(name))
+        VisionItem(number, question, answer, asked_for(question), image(str(name)), str(name))
         for number, (question, answer, name) in enumerate(entries)
     ]
-
-
-def easy_vqa_part(question: str) -> str:
-    """Return what a question of easy-VQA asks for."""
-    if question.startswith("what"):
-        return "color" if "color" in question else "shape"
-    named = any(shape in question for shape in ("circle", "rectangle", "triangle"))
-    return "yes/no shape" if named else "yes/no color"
 
 
 @cache

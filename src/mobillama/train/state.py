@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mobillama.core.errors import UserError
-from mobillama.model import MobiLlamaForCausalLM
+from mobillama.model import MobiLlamaForCausalLM, lora
 from mobillama.model.loading import load_language_model
 
 from . import optimizers as optimizer_module
@@ -50,15 +50,18 @@ class TrainingState:
             self.average[name].lerp_(weight.detach(), 1 - self.average_decay)
 
     def weights(self) -> Tensors:
-        """Return every weight whole on the CPU. All ranks must call it."""
+        """Return every weight whole on the CPU, what adapters add included. All ranks must call it."""
         parallel.reshard(self.model)
-        return {name: parallel.gather(weight) for name, weight in self.model.named_parameters()}
+        return lora.merged({name: parallel.gather(weight) for name, weight in self.model.named_parameters()})
 
     def moments(self) -> Tensors:
-        """Return optimizer state, averaged weights and random state, whole on the CPU, by name."""
+        """Return optimizer state, averaged weights, adapters and random state, whole on the CPU, by name."""
         parallel.reshard(self.model)
         names = self.names()
         tensors: Tensors = {f"average.{name}": parallel.gather(value) for name, value in self.average.items()}
+        for name, weight in self.model.named_parameters():
+            if lora.is_adapter(name):
+                tensors[f"adapter.{name}"] = parallel.gather(weight)
         for number, member in enumerate(self.optimizers.members):
             for weight, values in member.state.items():
                 for key, value in values.items():
@@ -73,9 +76,10 @@ class TrainingState:
     def restore(self, step: int, weights: Tensors, moments: Tensors) -> None:
         """Become what ``weights`` and ``moments`` hold, on any number of ranks."""
         parameters = dict(self.model.named_parameters())
+        given = lora.unmerged(weights, parameters, moments)
         with torch.no_grad():
-            for name, weight in parameters.items():
-                weight.copy_(parallel.place(weights[name], weight))
+            for name, value in given.items():
+                parameters[name].copy_(parallel.place(value, parameters[name]))
         self.average = {}
         for key, value in moments.items():
             kind, _, rest = key.partition(".")

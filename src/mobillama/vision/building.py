@@ -21,6 +21,7 @@ from transformers import (
 from mobillama.core.errors import UserError
 from mobillama.model import MobiLlamaForCausalLM, checkpoint
 from mobillama.model.loading import load_language_model
+from mobillama.model.lora import add_lora
 
 from .images import CLIP_MEAN, CLIP_STD, PROCESSOR_FILE, ImageRules
 from .loading import load_vision_model
@@ -188,10 +189,13 @@ def composed(
 
 def freeze(model: LlavaForConditionalGeneration, section: LearnSection) -> None:
     """Let only the parts learn that a recipe names."""
-    learns = {TOWER: section.tower, PROJECTOR: section.projector, LANGUAGE: section.language}
+    language = section.language and not section.lora_rank
+    learns = {TOWER: section.tower, PROJECTOR: section.projector, LANGUAGE: language}
     for name, weight in model.named_parameters():
         part = next((prefix for prefix in learns if name.startswith(prefix)), LANGUAGE)
         weight.requires_grad_(learns[part])
+    if section.lora_rank:
+        add_lora(model.model.language_model, section.lora_rank)
 
 
 def rates_of(section: LearnSection) -> dict[str, float]:

@@ -25,6 +25,8 @@ class ImageSourceSection(Section):
     license: str
     split: str = "train"
     """For ``easy_vqa`` and ``figures``: which of their own splits."""
+    heldout: bool = False
+    """All of it is held out; otherwise ``images.heldout_share`` is."""
 
 
 class ImageTokenizerSection(Section):
@@ -122,6 +124,14 @@ class LearnSection(Section):
     tower: bool = False
     tower_lr: Annotated[float, Field(gt=0)] | None = None
     """The tower's own learning rate; ``train.optimizer.lr`` when not given."""
+    lora_rank: Annotated[int, Field(ge=0)] = 0
+    """Above 0, the language model's matrices stay and learn additions of this rank (LoRA)."""
+
+    @model_validator(mode="after")
+    def _language_learns(self) -> "LearnSection":
+        if self.lora_rank and not self.language:
+            raise ValueError("learn.lora_rank is how the language model learns; set learn.language = true")
+        return self
 
 
 class VisionSections(Section):
@@ -146,4 +156,6 @@ class VisionSections(Section):
             raise ValueError("data.cache_features needs a frozen tower: set learn.tower = false")
         if self.vision.tower.is_new and not self.learn.tower and self.model.start_from is None:
             raise ValueError("vision.tower is new: give vision.tower.path, or set learn.tower = true")
+        if self.learn.lora_rank and self.model.start_from is None:
+            raise ValueError("learn.lora_rank adds to a model that has learnt: give model.start_from")
         return self

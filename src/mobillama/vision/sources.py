@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from mobillama.core.errors import UserError
 
 from .conversation import with_markers
+from .easy_vqa import asked_for
 from .recipe import ImageSourceSection
 
 Read = Callable[[], bytes]
@@ -81,12 +82,7 @@ def attempt(where: str, make: Callable[[], Raw]) -> Record:
 
 def from_llava(path: Path, section: ImageSourceSection, root: Path) -> Iterator[Record]:
     """Yield LLaVA's own format: a JSON list of ``id``, ``image`` and ``conversations`` of human and gpt."""
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON ({error}); take the file from its source again") from None
-    if not isinstance(rows, list):
-        raise UserError(f"{path}: a list of conversations is needed here")
+    rows = listed_in(path.read_bytes(), str(path))
     folder = root / section.folder
 
     def make(number: int, row: Mapping[str, Any]) -> Raw:
@@ -102,6 +98,21 @@ def from_llava(path: Path, section: ImageSourceSection, root: Path) -> Iterator[
 
     for number, row in enumerate(rows):
         yield attempt(f"{path}: item {number}", lambda number=number, row=row: make(number, row))
+
+
+def listed_in(data: bytes, where: str) -> list[Any]:
+    """Return what a file lists in JSON.
+
+    Raises:
+        UserError: it is damaged, or no list.
+    """
+    try:
+        rows = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not JSON ({error}); take the file from its source again") from None
+    if not isinstance(rows, list):
+        raise UserError(f"{where}: a list of conversations is needed here")
+    return rows
 
 
 def from_jsonl(path: Path, section: ImageSourceSection, root: Path) -> Iterator[Record]:
@@ -202,10 +213,7 @@ def members(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def from_easy_vqa(path: Path, section: ImageSourceSection, root: Path) -> Iterator[Record]:
-    """Yield one split of easy-VQA (github.com/vzhou842/easy-VQA) from its archive.
-
-    The category is what is asked: ``color``, ``shape``, or ``yes/no`` about one of them.
-    """
+    """Yield one split of easy-VQA from its archive; the category is what is asked for."""
     held = {name: data for name, data in members(path) if f"/{section.split}/" in f"/{name}"}
     listed = next((data for name, data in held.items() if name.endswith("/questions.json")), None)
     if listed is None:
@@ -217,20 +225,12 @@ def from_easy_vqa(path: Path, section: ImageSourceSection, root: Path) -> Iterat
         return Raw(
             f"{section.split}/{number}", dialogue(question, answer, 1),
             [(f"{section.split}/images/{image}.png", lambda: data)],
-            easy_vqa_category(question, answer), path.name, section.license,
+            asked_for(question), path.name, section.license,
         )  # fmt: skip
 
-    for number, (question, answer, image) in enumerate(json.loads(listed)):
+    for number, (question, answer, image) in enumerate(listed_in(listed, f"{path}: questions.json")):
         where = f"{path}: {section.split} question {number}"
         yield attempt(where, lambda n=number, q=question, a=answer, i=str(image): make(n, q, a, i))
-
-
-def easy_vqa_category(question: str, answer: str) -> str:
-    """Return what a question of easy-VQA asks for."""
-    about_shape = any(shape in question for shape in ("circle", "rectangle", "triangle"))
-    if answer in ("yes", "no"):
-        return f"yes/no {'shape' if about_shape else 'color'}"
-    return "color" if question.startswith("what color") else "shape"
 
 
 def from_figures(path: Path, section: ImageSourceSection, root: Path) -> Iterator[Record]:
@@ -242,16 +242,22 @@ def from_figures(path: Path, section: ImageSourceSection, root: Path) -> Iterato
     folder = listed.rpartition("/")[0]
 
     def make(row: dict[str, Any]) -> Raw:
-        data = held[f"{folder}/{row['image']}" if folder else row["image"]]
+        data = held[f"{folder}/{text_of(row['image'])}" if folder else text_of(row["image"])]
         messages = dialogue(FIGURE_QUESTION, text_of(row["alt"]), 1)
         return Raw(
             row["image"], messages, [(row["image"], lambda: data)], row["book"], row["source"], row["license"]
         )
 
     for number, line in enumerate(io.BytesIO(held[listed]), start=1):
-        row = json.loads(line)
-        if row["split"] == section.split:
-            yield attempt(f"{path}: {listed}:{number}", lambda row=row: make(row))
+        where = f"{path}: {listed}:{number}"
+        try:
+            row = json.loads(line)
+            wanted = row["split"] == section.split
+        except (ValueError, KeyError, TypeError) as error:
+            yield BadRecord(where, f"no figure's record ({error!r})")
+            continue
+        if wanted:
+            yield attempt(where, lambda row=row: make(row))
 
 
 def messages_of(row: Mapping[str, Any], images: int) -> list[dict[str, str]]:

@@ -1,14 +1,17 @@
 """A model learns to see through the same loop, ledger and records as text does."""
 
 import hashlib
+import io
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
-from small_images import recipe, write_pictures
+from small_images import picture, recipe, write_pictures
 from transformers import LlavaForConditionalGeneration
 
 from mobillama.core import config
@@ -181,6 +184,101 @@ def test_frozen_parts_stay_and_a_second_stage_starts_where_the_first_ended(train
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved == {name for name in before if ".multi_modal_projector." in name}
     assert read_manifest(Store(stage).checkpoint(4))["parent"] == manifest_hash(first)
+
+
+def stage_of(trained, folder, learn, **parts):
+    """A second stage on the same pictures, from where ``trained`` ended."""
+    values = recipe(trained.parent, **parts).recipe.model_dump(exclude_unset=True)
+    values["model"], values["run_dir"] = {"start_from": last_checkpoint(trained)}, folder
+    values["learn"] = learn
+    return config.Loaded(kinds.VisionRecipe.model_validate(values), {})
+
+
+def test_lora_adds_matrices_of_its_rank_and_leaves_a_plain_llava(trained, tmp_path):
+    learn, fast = {"tower": False, "lora_rank": 2}, {"max_steps": 24, "optimizer": {"lr": 1e-2}}
+    loaded = stage_of(trained, tmp_path / "lora", learn, train=fast)
+    done = train(loaded, kinds.work_of(loaded.recipe))
+    before, after = weights(trained, 12), weights(done, 24)
+    assert before.keys() == after.keys()
+    inner = {name for name in before if re.search(r"\.(layers|ffns)\..*_proj\.weight$", name)}
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == inner | {name for name in before if ".multi_modal_projector." in name}
+    for name in inner:
+        singular = torch.linalg.svdvals((after[name] - before[name]).double())
+        assert singular[1] > 1e-5 and singular[2] < 1e-3 * singular[0]
+    model = LlavaForConditionalGeneration.from_pretrained(last_checkpoint(done)).eval()
+    held = measure_heldout(
+        model, samples_of(trained), Precision("fp32", torch.device("cpu")), batch=4, most=None
+    )
+    earlier, recorded = (read_jsonl(run / "evaluations.jsonl")[-1]["subsets"] for run in (trained, done))
+    for name, row in held.items():
+        assert row["nats_per_token"] == pytest.approx(recorded[name]["nats_per_token"], rel=1e-4)
+        assert row["nats_per_token"] < earlier[name]["nats_per_token"]
+
+
+def test_lora_goes_on_and_is_replayed_bit_for_bit(trained, tmp_path):
+    loaded = stage_of(trained, tmp_path / "lora", learn={"tower": False, "lora_rank": 2})
+    work = kinds.work_of(loaded.recipe)
+    done = train(loaded, work)
+    once = weights(done, 12)
+    assert replay(done, 4, 8).equal
+    for folder in ("checkpoints", "states"):
+        for step in (8, 12):
+            shutil.rmtree(done / folder / f"step-{step:08d}")
+    again = weights(train(loaded, work), 12)
+    assert all(torch.equal(again[name], once[name]) for name in once)
+
+
+def test_lora_without_a_language_model_that_has_learnt_is_refused(trained):
+    with pytest.raises(ValueError, match=r"give model\.start_from"):
+        recipe(trained.parent, learn={"tower": True, "lora_rank": 2})
+    with pytest.raises(ValueError, match=r"learn\.language = true"):
+        recipe(trained.parent, learn={"tower": True, "language": False, "lora_rank": 2})
+
+
+def test_a_tower_learns_at_its_own_rate(trained, tmp_path):
+    # Adam's first update of each weight is the learning rate, whatever its gradient.
+    given = {"optimizer": {"lr": 1e-3, "weight_decay": 0.0, "eps": 1e-20}, "schedule": {"final_factor": 1.0}}
+    loaded = stage_of(
+        trained, tmp_path / "rates", learn={"tower": True, "tower_lr": 1e-5},
+        train={"max_steps": 1, **given}, checkpoint={"count": 1},
+    )  # fmt: skip
+    done = train(loaded, kinds.work_of(loaded.recipe))
+    before, after = weights(trained, 12), weights(done, 1)
+    moved = {name: float((after[name] - before[name]).abs().max()) for name in before}
+    for name, size in moved.items():
+        assert size == pytest.approx(1e-5 if ".vision_tower." in name else 1e-3, rel=0.05), name
+
+
+def test_tiles_are_trained_on_as_images_of_their_own(tmp_path):
+    folder = write_pictures(tmp_path, 8)
+    for number in range(8):
+        wide = Image.open(io.BytesIO(picture("red", number))).resize((32, 16))
+        wide.save(folder / "pictures" / f"{number}.png")
+    loaded = begin(folder, data={"sequence_length": 96, "tiles": 2}, model={"max_position_embeddings": 96})
+    work = kinds.work_of(loaded.recipe)
+    samples = work(loaded.recipe, check=False).samples
+    batch = samples.fetch(np.arange(2))
+    assert batch["pixel_values"].shape == (6, 3, 16, 16)  # the whole and two halves, of each
+    assert (batch["input_ids"] == samples.set.image_id).sum(1).tolist() == [48, 48]
+    told = [line["loss"] for line in read_jsonl(train(loaded, work) / "metrics.jsonl")]
+    assert told[-1] < told[0]
+
+
+def test_a_source_can_be_held_out_whole(tmp_path):
+    folder = write_pictures(tmp_path, 8)
+    lines = (folder / "pictures.jsonl").read_text().splitlines(keepends=True)
+    (folder / "first.jsonl").write_text("".join(lines[:12]))
+    (folder / "last.jsonl").write_text("".join(lines[12:]))
+    sources = [
+        {"name": name, "kind": "jsonl", "paths": [f"{name}.jsonl"], "license": "CC0-1.0", "heldout": held}
+        for name, held in (("first", False), ("last", True))
+    ]
+    given = recipe(folder).recipe.images.model_dump() | {"sources": sources, "heldout_share": 0.0}
+    images = ImageSet(prepare_images(recipe(folder, images=given).recipe.images))
+    told = {split: [(one.subset, one.id) for one in images.examples(split)] for split in ("train", "heldout")}
+    assert {subset for subset, _ in told["train"]} == {"first"} and len(told["train"]) == 12
+    assert told["heldout"] == [("last", json.loads(line)["id"]) for line in lines[12:]]
 
 
 def test_held_out_measurement_is_the_mean_of_single_answers(trained):
