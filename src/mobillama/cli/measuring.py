@@ -69,6 +69,8 @@ def evaluate(
         results.append(result)
         if result["kind"] == "heldout":
             console.print(tables.heldout_table(result))
+        elif result["kind"] == "sight":
+            console.print(vision_tables.sight_table(result))
         elif "images" in result["settings"]:
             console.print(vision_tables.tables(result))
         else:

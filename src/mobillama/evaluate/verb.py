@@ -27,7 +27,7 @@ class Request:
 
     Attributes:
         model: a checkpoint, a run, a model folder, a `.gguf` or a Hub name.
-        tasks: names of tasks; `paper` for its nine, `heldout` for held-out text.
+        tasks: names of tasks; `paper` for its nine, `heldout` for held-out text, or answers about images.
         data_dir: the paper's benchmarks as files.
         corpus: whose held-out text; a run's own if not given.
         out: where results go; `evaluations` in the run, or here, if not given.
@@ -59,8 +59,10 @@ def run(request: Request) -> Iterator[dict[str, Any]]:
     models = (
         [str(path) for path in checkpoints_of(request.model)] if request.all_checkpoints else [request.model]
     )
-    corpus = None
+    corpus, images = None, None
     if HELDOUT in request.tasks:
+        images = None if request.corpus else images_of(run_of(request.model))
+    if HELDOUT in request.tasks and images is None:
         corpus = Corpus(request.corpus or corpus_of(request.model))
         require_checked(corpus.directory, "corpus")
     seeing = [name for name in request.tasks if is_vision_task(name)]
@@ -70,6 +72,10 @@ def run(request: Request) -> Iterator[dict[str, Any]]:
     for model in models:
         if seeing:
             yield run_vision(model, seeing, request, out)
+        if images is not None:
+            from .sight import evaluate_sight
+
+            yield evaluate_sight(model, images, out, device=request.device, dtype=request.dtype)
         if corpus is None and chosen is None:
             continue
         subject = open_subject(model, device=request.device, dtype=request.dtype)
@@ -110,6 +116,14 @@ def default_out(model: str) -> Path:
     """Return where results go: into the run they belong to, else here."""
     run_directory = run_of(model)
     return (run_directory or Path()) / "evaluations"
+
+
+def images_of(run: Path | None) -> Path | None:
+    """Return the image set that a run learnt from; None for a run on text, or none."""
+    if run is None:
+        return None
+    recipe = tomllib.loads((run / "run.toml").read_text(encoding="utf-8"))
+    return Path(recipe["images"]["directory"]) if "images" in recipe else None
 
 
 def corpus_of(model: str) -> Path:

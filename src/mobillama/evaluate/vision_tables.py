@@ -43,3 +43,21 @@ def published_table(result: dict[str, Any]) -> Table:
     for model, scores in {result["model"]["name"]: ours, **PUBLISHED}.items():
         table.add_row(model, *(f"{scores[name]:.1f}" if name in scores else "" for name in names))
     return table
+
+
+def sight_table(result: dict[str, Any]) -> Table:
+    """Return what held-out answers owe to sight."""
+    group, answers = result["settings"]["group"], f"{result['answers']:,} answers"
+    table = plain_table(f"{result['model']['name']}, {answers}", "held-out answers", "value", "95 % interval")
+    table.add_row("nats per token, right image", f"{result['nats_right']:.4f}", "")
+    table.add_row("nats per token, wrong images", f"{result['nats_wrong']:.4f}", "")
+    gain, retrieval = result["gain"], result["retrieval"]
+    table.add_row("gained by the right image", f"{gain['value']:.4f}", interval(gain, 1, 4))
+    found = f"right answer of {group} found, % (chance {100 * retrieval['chance']:.0f})"
+    table.add_row(found, f"{100 * retrieval['value']:.1f}", interval(retrieval, 100, 1))
+    return table
+
+
+def interval(figure: dict[str, Any], scale: float, digits: int) -> str:
+    """Return a figure's interval in words."""
+    return " to ".join(f"{scale * bound:.{digits}f}" for bound in figure["interval"])
