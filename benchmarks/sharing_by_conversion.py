@@ -3,8 +3,8 @@
     python benchmarks/sharing_by_conversion.py TEACHER RECIPE OUT --calibrate TEXT [--set KEY=VALUE]
 
 TEACHER is a run whose layers own their FFNs. Students are written below OUT, healed by distillation on the
-recipe's data and measured on its held-out text; what OUT already holds is not made again. Prints one line a
-model and writes OUT/results.json.
+recipe's data and measured on its held-out text; what OUT already holds is not made again. Writes
+OUT/results.json and prints one line a model.
 """
 
 import argparse
@@ -25,9 +25,9 @@ from mobillama.model.convert import TOKENIZER_FILES, Sharing, convert
 from mobillama.train import last_checkpoint, train
 from mobillama.train.recipe import Recipe
 
-STARTS, RANKS = ("mean", "nearest", "least-squares"), (8, 32)
+STARTS, RANKS = ("least-squares", "nearest", "mean"), (32, 8)
 # As many bytes as the ranks give: three layers stand beside rank 8, four beside rank 32.
-KEPT_LAYERS = ((0, 3, 7), (0, 2, 5, 7))
+KEPT_LAYERS = ((0, 2, 5, 7), (0, 3, 7))
 FILE_TYPES = ("q8_0", "q4_0")
 WINDOW_TOKENS = 256
 
@@ -46,23 +46,30 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     teacher = last_checkpoint(options.teacher)
-    students = {}
-    for start in STARTS:
-        for rank in (0, *RANKS):
+    students = {"teacher": (None, {})}
+    for rank, kept in zip(RANKS, KEPT_LAYERS, strict=True):
+        for start in STARTS:
             sharing = Sharing("all", start, rank, options.calibrate if start == "least-squares" else None)
             students[f"shared-{start}-rank-{rank}"] = (convert, {"sharing": sharing})
-    for kept in KEPT_LAYERS:
         students[f"layers-{len(kept)}"] = (leave_out_layers, {"kept": kept})
+    for start in STARTS:
+        sharing = Sharing("all", start, 0, options.calibrate if start == "least-squares" else None)
+        students[f"shared-{start}-rank-0"] = (convert, {"sharing": sharing})
 
-    rows = [row_of("teacher", teacher, None, options)]
+    results = options.out / "results.json"
+    rows = json.loads(results.read_text()) if results.is_file() else []
     for name, (make, how) in students.items():
-        folder = options.out / "students" / name
-        if not folder.is_dir():
-            make(teacher, folder, **how)
-        run = options.out / "runs" / name
-        healed = None if name.endswith("rank-0") else heal(folder, teacher, options, run)
+        if name in [row["name"] for row in rows]:
+            continue
+        folder, healed = teacher, None
+        if make is not None:
+            folder = options.out / "students" / name
+            if not folder.is_dir():
+                make(teacher, folder, **how)
+            if not name.endswith("rank-0"):
+                healed = heal(folder, teacher, options, options.out / "runs" / name)
         rows.append(row_of(name, folder, healed, options))
-        atomic.write_text(options.out / "results.json", json.dumps(rows, indent=1) + "\n")
+        atomic.write_text(results, json.dumps(rows, indent=1) + "\n")
 
 
 def leave_out_layers(folder: Path, out: Path, *, kept: tuple[int, ...]) -> None:

@@ -1,18 +1,17 @@
 """Between Llama and MobiLlama: make layers share FFNs that they had each of their own, and the way back.
 
-A shared FFN starts as the mean of the FFNs it replaces, as the one of them nearest to all, or as the least
-squares fit of their outputs on calibration text. What it misses can be given back to each layer as low-rank
-deltas; at full rank they make the model exactly what it was.
+A shared FFN starts as the mean of the FFNs it replaces, as the one of them nearest to all, or as that mean
+with its `down_proj` fitted to their outputs on calibration text. What it misses can be given back to each
+layer as low-rank deltas; at full rank they make the model exactly what it was.
 
-Hidden units of FFNs trained apart are in no common order, so a mean of them is far from any: expect such a
-model to need healing (`mobillama train` with `objective = "distill"`).
+Hidden units of FFNs trained apart are in no common order and cancel in a mean, so they are matched first.
+Even so such a model needs healing (`mobillama train` with `objective = "distill"`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -27,24 +26,8 @@ STARTS: tuple[Start, ...] = ("mean", "nearest", "least-squares")
 PARTS = ("gate_proj", "up_proj", "down_proj")
 # Of the mean diagonal: keeps the normal equations solvable where calibration leaves directions unseen.
 RIDGE = 1e-4
-Weights = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Second moments of what one layer's FFN reads on calibration text.
-
-    Attributes:
-        outer: of its input, (hidden_size, hidden_size): what gate and up projections see.
-        inner: of its inner activations, (intermediate_size, intermediate_size): what `down_proj` sees.
-    """
-
-    outer: Tensor
-    inner: Tensor
-
-    def of(self, part: str) -> Tensor:
-        """Return the moments of what a projection reads."""
-        return self.inner if part == "down_proj" else self.outer
+Matrices = dict[str, Tensor]
+"""An FFN: `gate_proj`, `up_proj` (inner, hidden) and `down_proj` (hidden, inner), float32."""
 
 
 def share(
@@ -53,85 +36,146 @@ def share(
     *,
     start: Start = "mean",
     delta_rank: int = 0,
-    moments: Sequence[Moments] | None = None,
+    batches: Iterable[Tensor] | None = None,
 ) -> MobiLlamaForCausalLM:
     """Return a model like `model`, whose layers own their FFNs, with FFNs shared as `table` says.
 
     Arguments:
         table: which FFN each layer is to use.
-        start: what a shared FFN starts as; `least-squares` needs `moments` of every layer.
+        start: what a shared FFN starts as.
         delta_rank: of each layer's own addition, the best of that rank; 0 for none.
+        batches: token ids (B, T) of calibration text, which `least-squares` needs.
 
     Raises:
         UserError: the model already shares, or has deltas or gains of its own.
     """
     config = model.config
-    layers = config.num_hidden_layers
-    if config.ffn_of_layer != list(range(layers)) or config.ffn_delta_rank or config.ffn_gains:
+    layers = range(config.num_hidden_layers)
+    if config.ffn_of_layer != list(layers) or config.ffn_delta_rank or config.ffn_gains:
         raise UserError("only a model with one plain FFN a layer can be made to share them")
-    if start == "least-squares" and moments is None:
+    if start == "least-squares" and batches is None:
         raise UserError("least squares fits outputs on text; give calibration text")
     settings = config.to_dict() | {"ffn_of_layer": list(table), "ffn_delta_rank": delta_rank}
-    shared_config = MobiLlamaConfig(**settings)
-    weights = {name: tensor for name, tensor in model.state_dict().items() if ".ffns." not in name}
-    for ffn in range(shared_config.num_ffns):
-        users = [layer for layer in range(layers) if table[layer] == ffn]
-        own = {part: [ffn_weight(model, layer, part) for layer in users] for part in PARTS}
-        for part, merged in start_of(own, start, moments and [moments[layer] for layer in users]).items():
-            kept = merged.to(own[part][0].dtype)
-            weights[f"model.ffns.{ffn}.{part}.weight"] = kept
-            if delta_rank:
-                for layer, weight in zip(users, own[part], strict=True):
-                    name = f"model.layers.{layer}.ffn_delta.{part.removesuffix('_proj')}"
-                    a, b = low_rank(weight.float() - kept.float(), delta_rank)
-                    weights |= {f"{name}_a": a.to(kept.dtype), f"{name}_b": b.to(kept.dtype)}
-    shared = MobiLlamaForCausalLM(shared_config).to(dtype=model.dtype)  # pyright: ignore[reportCallIssue, reportArgumentType]
-    shared.load_state_dict(weights)
+    shared = MobiLlamaForCausalLM(MobiLlamaConfig(**settings)).to(dtype=model.dtype)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    old, weights = model.state_dict(), shared.state_dict()
+    weights |= {name: tensor for name, tensor in old.items() if ".ffns." not in name}
+    own: list[Matrices] = [
+        {part: old[f"model.ffns.{layer}.{part}.weight"].float() for part in PARTS} for layer in layers
+    ]
+    starts: dict[int, Matrices] = {}
+    for ffn in set(table):
+        users = [layer for layer in layers if table[layer] == ffn]
+        starts[ffn], ordered = start_of([own[layer] for layer in users], start)
+        own = [ordered[users.index(layer)] if layer in users else own[layer] for layer in layers]
+
+    def write(parts: Sequence[str]) -> None:
+        for ffn in starts:
+            for part in parts:
+                weights[f"model.ffns.{ffn}.{part}.weight"].copy_(starts[ffn][part])
+        for layer in layers if delta_rank else ():
+            for part in parts:
+                kept = weights[f"model.ffns.{table[layer]}.{part}.weight"].float()
+                name = f"model.layers.{layer}.ffn_delta.{part.removesuffix('_proj')}"
+                for end, factor in zip("ab", low_rank(own[layer][part] - kept, delta_rank), strict=True):
+                    weights[f"{name}_{end}"].copy_(factor)
+        shared.load_state_dict(weights)
+
+    write(PARTS)
+    if start == "least-squares":
+        assert batches is not None
+        fit_down(model, shared, starts, batches)
+        write(("down_proj",))
     return shared.eval()
 
 
-def ffn_weight(model: MobiLlamaForCausalLM, ffn: int, part: str) -> Tensor:
-    """Return one of an FFN's three matrices."""
-    return model.state_dict()[f"model.ffns.{ffn}.{part}.weight"]
-
-
-def start_of(
-    own: dict[str, list[Tensor]], start: Start, moments: Sequence[Moments] | None
-) -> dict[str, Tensor]:
-    """Return the three float32 matrices a shared FFN starts as, from those of the layers that use it."""
+def start_of(own: Sequence[Matrices], start: Start) -> tuple[Matrices, Sequence[Matrices]]:
+    """Return what a shared FFN starts as, and the FFNs it replaces, their hidden units in its order."""
+    chosen = nearest(own)
     if start == "nearest":
-        chosen = nearest(own)
-        return {part: matrices[chosen].float() for part, matrices in own.items()}
-    if start == "mean":
-        return {part: torch.stack([m.float() for m in matrices]).mean(0) for part, matrices in own.items()}
-    assert moments is not None
+        return own[chosen], own
+    own = [in_order_of(own[chosen], matrices) for matrices in own]
+    return {part: mean_of_their_length([matrices[part] for matrices in own]) for part in PARTS}, own
+
+
+def mean_of_their_length(matrices: Sequence[Tensor]) -> Tensor:
+    """Return the mean of matrices, made as long as they are: of n unlike ones it is shorter by sqrt(n)."""
+    stacked = torch.stack(tuple(matrices))
+    mean = stacked.mean(0)
+    length = stacked.flatten(1).norm(dim=1).mean()
+    return mean * (length / mean.norm().clamp_min(torch.finfo(torch.float32).tiny))
+
+
+def in_order_of(reference: Matrices, own: Matrices) -> Matrices:
+    """Return an FFN that computes the same, with each hidden unit at the place of the reference's likest.
+
+    A unit may stand anywhere, and what goes into it through `up_proj` and out through `down_proj` may both
+    change sign.
+
+    Source: Ainsworth et al. 2022 (arXiv 2209.04836), matching of weights, for a gated FFN.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    carried = reference["up_proj"] @ own["up_proj"].T + reference["down_proj"].T @ own["down_proj"]
+    likeness = reference["gate_proj"] @ own["gate_proj"].T + carried.abs()  # (inner, inner)
+    places, order = (torch.from_numpy(ids) for ids in linear_sum_assignment(likeness.cpu(), maximize=True))
+    sign = torch.where(carried[places, order] < 0, -1.0, 1.0)
     return {
-        part: least_squares(matrices, [moment.of(part) for moment in moments])
-        for part, matrices in own.items()
+        "gate_proj": own["gate_proj"][order],
+        "up_proj": own["up_proj"][order] * sign[:, None],
+        "down_proj": own["down_proj"][:, order] * sign,
     }
 
 
-def nearest(own: dict[str, list[Tensor]]) -> int:
-    """Return which layer's FFN is nearest to all of them: squared distances, relative to the norms."""
-    count = len(own[PARTS[0]])
-    distances = torch.zeros(count)
-    for matrices in own.values():
-        flat = torch.stack([matrix.float().flatten() for matrix in matrices])
-        distances += torch.cdist(flat, flat).square().sum(1) / flat.square().sum()
+def nearest(own: Sequence[Matrices]) -> int:
+    """Return which FFN is nearest to all of them: squared distances, relative to the norms."""
+    distances = torch.zeros(len(own))
+    for part in PARTS:
+        flat = torch.stack([matrices[part].flatten() for matrices in own])
+        distances += torch.cdist(flat, flat).square().sum(1).cpu() / flat.square().sum().cpu()
     return int(distances.argmin())
 
 
-def least_squares(matrices: Sequence[Tensor], moments: Sequence[Tensor]) -> Tensor:
-    """Return the matrix W of least summed |W x - W_l x|^2 over what each layer l reads.
+@torch.inference_mode()
+def fit_down(
+    model: MobiLlamaForCausalLM,
+    shared: MobiLlamaForCausalLM,
+    starts: dict[int, Matrices],
+    batches: Iterable[Tensor],
+) -> None:
+    """Set the `down_proj` of each of `starts` to that which best gives the FFN outputs of `model` on text.
 
-    Its normal equations: W sum(C_l) = sum(W_l C_l), with C_l the second moments of layer l.
+    Least squares over all layers that use an FFN, each reading what it reads in `model`, with its own deltas
+    of gate and up projection. Normal equations, with a ridge towards what `down_proj` was.
     """
-    total = torch.stack([moment.double() for moment in moments]).sum(0)
-    right = sum(matrix.double() @ moment.double() for matrix, moment in zip(matrices, moments, strict=True))
-    mean = torch.stack([matrix.double() for matrix in matrices]).mean(0)
-    # The ridge pulls towards the mean, which is what unseen directions then get.
-    ridge = RIDGE * total.diagonal().mean() * torch.eye(len(total), dtype=torch.float64)
-    return torch.linalg.solve(total + ridge, (right + mean @ ridge).T).T.float()
+    inner = model.config.intermediate_size
+    left = {ffn: torch.zeros(inner, inner, dtype=torch.float64, device=model.device) for ffn in starts}
+    right = {
+        ffn: torch.zeros_like(start["down_proj"].T, dtype=torch.float64) for ffn, start in starts.items()
+    }
+
+    def adder(layer: int) -> Callable[..., None]:
+        ffn, delta = shared.config.ffn_of_layer[layer], shared.model.layers[layer].ffn_delta
+        reader: Any = shared.model.ffns[ffn]
+
+        def add(module: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            states = reader.inner_states(inputs[0], delta).flatten(0, -2).double()
+            left[ffn] += states.T @ states
+            right[ffn] += states.T @ output.flatten(0, -2).double()
+
+        return add
+
+    hooks = [ffn.register_forward_hook(adder(layer)) for layer, ffn in enumerate(model.model.ffns)]
+    try:
+        for input_ids in batches:
+            model(input_ids.to(model.device), use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for ffn, start in starts.items():
+        ridge = RIDGE * left[ffn].diagonal().mean()
+        right[ffn] += ridge * start["down_proj"].T
+        left[ffn].diagonal().add_(ridge)
+        start["down_proj"] = torch.linalg.solve(left[ffn], right[ffn]).T.float()
 
 
 def low_rank(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -146,40 +190,6 @@ def low_rank(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     if missing > 0:
         a, b = torch.nn.functional.pad(a, (0, 0, 0, missing)), torch.nn.functional.pad(b, (0, missing))
     return a.float(), b.float()
-
-
-@torch.inference_mode()
-def measure_moments(model: MobiLlamaForCausalLM, batches: Iterator[Tensor]) -> list[Moments]:
-    """Return the second moments of every FFN of a model on token batches (B, T)."""
-    config, device = model.config, model.device
-    found = [
-        Moments(
-            *(
-                torch.zeros(size, size, device=device)
-                for size in (config.hidden_size, config.intermediate_size)
-            )
-        )
-        for _ in range(config.num_ffns)
-    ]
-
-    def adder(total: Tensor) -> Callable[..., None]:
-        def add(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            states = inputs[0].flatten(0, -2).float()
-            total.addmm_(states.T, states)
-
-        return add
-
-    hooks = []
-    for moments, ffn in zip(found, model.model.ffns, strict=True):
-        hooks.append(ffn.gate_proj.register_forward_pre_hook(adder(moments.outer)))  # pyright: ignore
-        hooks.append(ffn.down_proj.register_forward_pre_hook(adder(moments.inner)))  # pyright: ignore
-    try:
-        for input_ids in batches:
-            model(input_ids.to(device), use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return found
 
 
 def llama_weights(model: MobiLlamaForCausalLM) -> Iterator[tuple[str, Tensor]]:

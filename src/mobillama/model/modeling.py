@@ -73,14 +73,18 @@ class MobiLlamaFFN(nn.Module):
         self, hidden_states: Tensor, delta: MobiLlamaFFNDelta | None = None, gain: Tensor | None = None
     ) -> Tensor:
         """Return the FFN of (B, T, hidden_size) states, with the calling layer's delta and gain."""
-        gate, up = self.gate_proj(hidden_states), self.up_proj(hidden_states)  # (B, T, intermediate_size)
-        if delta is not None:
-            gate, up = gate + delta.gate(hidden_states), up + delta.up(hidden_states)
-        inner = self.act_fn(gate) * up
+        inner = self.inner_states(hidden_states, delta)
         if gain is not None:
             inner = inner * gain
         down = self.down_proj(inner)
         return down if delta is None else down + delta.down(inner)
+
+    def inner_states(self, hidden_states: Tensor, delta: MobiLlamaFFNDelta | None) -> Tensor:
+        """Return what `down_proj` reads, (B, T, intermediate_size), before the layer's gain."""
+        gate, up = self.gate_proj(hidden_states), self.up_proj(hidden_states)
+        if delta is not None:
+            gate, up = gate + delta.gate(hidden_states), up + delta.up(hidden_states)
+        return self.act_fn(gate) * up
 
 
 class MobiLlamaDecoderLayer(GradientCheckpointingLayer):

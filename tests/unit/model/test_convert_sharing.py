@@ -67,30 +67,46 @@ def test_more_rank_is_nearer(stock, input_ids, tmp_path):
     assert distances == sorted(distances, reverse=True)
 
 
-def test_least_squares_is_the_best_fit_of_outputs_on_the_text():
-    random = torch.Generator().manual_seed(3)
-    matrices = [torch.randn(7, 5, generator=random) for _ in range(3)]
-    states = [torch.randn(200, 5, generator=random) @ torch.randn(5, 5, generator=random) for _ in range(3)]
-    found = llama.least_squares(matrices, [states_of.T @ states_of for states_of in states])
-    wanted = torch.cat([x @ w.T for w, x in zip(matrices, states, strict=True)])
-    expected = torch.linalg.lstsq(torch.cat(states).double(), wanted.double()).solution.T.float()
-    torch.testing.assert_close(found, expected, atol=2e-3, rtol=2e-3)
-
-
-def test_moments_are_those_of_what_the_projections_read(stock, tmp_path):
-    model = MobiLlamaForCausalLM.from_pretrained(convert(stock, tmp_path / "ours")).eval()
-    tokens = torch.arange(24).view(1, 24)
-    moments = llama.measure_moments(model, iter([tokens]))
+@pytest.mark.parametrize("rank", [0, 3])
+def test_least_squares_fits_the_outputs_of_every_ffn_on_the_text(stock, tmp_path, rank):
+    tokens = torch.randint(320, (4, 200), generator=torch.Generator().manual_seed(2))
+    apart = MobiLlamaForCausalLM.from_pretrained(convert(stock, tmp_path / "ours")).eval()
+    shared = llama.share(apart, [0, 0, 1, 1], start="least-squares", delta_rank=rank, batches=[tokens])
+    reference, read, gave = LlamaForCausalLM.from_pretrained(stock).eval(), [], []
+    for block in reference.model.layers:
+        block.mlp.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+        block.mlp.register_forward_hook(lambda _, inputs, output: gave.append(output))
     with torch.inference_mode():
-        reference = LlamaForCausalLM.from_pretrained(stock).eval()
-        read = {}
-        for layer, block in enumerate(reference.model.layers):
-            block.mlp.down_proj.register_forward_pre_hook(
-                lambda _, inputs, layer=layer: read.__setitem__(layer, inputs[0][0])
-            )
         reference(tokens)
-    for layer, states in read.items():
-        torch.testing.assert_close(moments[layer].inner, states.T @ states, atol=1e-3, rtol=1e-4)
+        silu = torch.nn.functional.silu
+        for ffn, layers in ((0, (0, 1)), (1, (2, 3))):
+            gate, up, down = (getattr(shared.model.ffns[ffn], part).weight for part in llama.PARTS)
+            inner = []
+            for layer in layers:
+                delta = shared.model.layers[layer].ffn_delta
+                ends = [(delta.gate_b @ delta.gate_a, delta.up_b @ delta.up_a)] if rank else [(0, 0)]
+                inner += [silu(read[layer] @ (gate + g).T) * (read[layer] @ (up + u).T) for g, u in ends]
+            inner = torch.cat(inner).flatten(0, 1).double()
+            wanted = torch.cat([gave[layer] for layer in layers]).flatten(0, 1).double()
+            best = (wanted - inner @ torch.linalg.lstsq(inner, wanted).solution).square().mean()
+            assert best < 0.9 * wanted.square().mean()
+            torch.testing.assert_close(
+                (wanted - inner @ down.T.double()).square().mean(), best, rtol=1e-3, atol=0
+            )
+
+
+def test_units_are_matched_before_a_mean_so_that_one_ffn_in_another_order_is_found_again(stock, tmp_path):
+    apart = MobiLlamaForCausalLM.from_pretrained(convert(stock, tmp_path / "ours")).eval()
+    first, second = apart.model.ffns[0], apart.model.ffns[1]
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(5))
+    sign = torch.where(torch.arange(40) % 3 == 0, -1.0, 1.0)
+    second.gate_proj.weight.data = first.gate_proj.weight.data[order]
+    second.up_proj.weight.data = first.up_proj.weight.data[order] * sign[:, None]
+    second.down_proj.weight.data = first.down_proj.weight.data[:, order] * sign
+    tokens = torch.arange(24).view(1, 24)
+    shared = llama.share(apart, [0, 0, 1, 2], start="mean")
+    with torch.inference_mode():
+        torch.testing.assert_close(shared(tokens).logits, apart(tokens).logits, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("rank", [1, 4, 9])
@@ -104,7 +120,7 @@ def test_a_low_rank_delta_misses_only_the_smaller_singular_values(rank):
 
 def test_nearest_is_the_layer_least_far_from_all():
     centre = torch.randn(4, 3)
-    own = {part: [centre + 5, centre + 0.1, centre - 5, centre] for part in llama.PARTS}
+    own = [dict.fromkeys(llama.PARTS, centre + offset) for offset in (5, 0.1, -5, 0)]
     assert llama.nearest(own) in (1, 3)
 
 
