@@ -11,6 +11,7 @@ from typing import Any
 from mobillama.core.checked import require_checked
 from mobillama.core.errors import UserError
 from mobillama.data import Corpus
+from mobillama.report.run import data_of
 
 from . import vision_evaluation
 from .evaluation import evaluate
@@ -123,20 +124,16 @@ def images_of(run: Path | None) -> Path | None:
     if run is None:
         return None
     recipe = tomllib.loads((run / "run.toml").read_text(encoding="utf-8"))
-    return Path(recipe["images"]["directory"]) if "images" in recipe else None
+    return data_of(run) if "images" in recipe else None
 
 
 def corpus_of(model: str) -> Path:
     """Return the corpus a run was trained on.
 
     Raises:
-        UserError: the model is of no run, or its corpus is not where the run says.
+        UserError: the model is of no run, or its corpus is not here.
     """
     run_directory = run_of(model)
     if run_directory is None:
         raise UserError(f"{model}: of no run that names its corpus; give --corpus")
-    recipe = tomllib.loads((run_directory / "run.toml").read_text(encoding="utf-8"))
-    directory = Path(recipe.get("corpus", {}).get("directory", ""))
-    if not directory.is_dir():
-        raise UserError(f"{run_directory / 'run.toml'}: corpus {directory} is not there; give --corpus")
-    return directory
+    return data_of(run_directory)

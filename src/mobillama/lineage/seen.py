@@ -11,10 +11,10 @@ from typing import Any
 
 from mobillama.core import config
 from mobillama.core.errors import UserError
-from mobillama.core.records import LEDGER, Ledger, manifest_hash
+from mobillama.core.records import LEDGER, Ledger
 from mobillama.data import Corpus, Document, Samples, Span, rank_slice
 from mobillama.data.order import Indices
-from mobillama.report.run import corpus_places
+from mobillama.report.run import data_of
 from mobillama.train.recipe import Recipe, RunRecipe
 from mobillama.train.schedule import BatchPlan
 
@@ -98,7 +98,7 @@ class History(RunHistory):
 
     def __init__(self, run: Path):
         super().__init__(run, Recipe)
-        directory = data_of(run, self.recipe.model_dump(mode="json"))
+        directory = data_of(run)
         # The recipe as the run's, with the corpus where it is now.
         corpus = self.recipe.corpus.model_copy(update={"directory": directory})
         self.recipe = self.recipe.model_copy(update={"corpus": corpus})
@@ -129,22 +129,6 @@ class History(RunHistory):
                 f"mobillama verify {self.corpus.directory} names the file"
             )
         return text
-
-
-def data_of(run: Path, recipe: dict[str, Any]) -> Path:
-    """Return the corpus or image set that a run was trained on, found by its identity.
-
-    Raises:
-        UserError: it is not where the recipe says, nor beside the run, or was made anew since.
-    """
-    identity = json.loads((run / "plan.json").read_text(encoding="utf-8"))["corpus"]
-    places = corpus_places(run, recipe)
-    found = [place for place in places if (place / "manifest.json").is_file()]
-    for place in found:
-        if manifest_hash(place) == identity:
-            return place
-    what = f"{found[0]} is not" if found else f"{places[0]} does not hold"
-    raise UserError(f"{run}: {what} the corpus {identity[:12]} it was trained on; put that one there")
 
 
 def last_step(metrics: Path) -> int:

@@ -12,12 +12,13 @@ import pyarrow.compute
 
 from mobillama.core.errors import UserError
 from mobillama.model.checkpoint import last_checkpoint
+from mobillama.report.run import data_of
 from mobillama.train.recipe import RunRecipe
 from mobillama.vision.image_set import Example, ImageSet, Split
 from mobillama.vision.images import ImageRules
 from mobillama.vision.samples import ImageSamples
 
-from .seen import RunHistory, data_of
+from .seen import RunHistory
 
 SHORTEST_HASH = 8
 pc: Any = pyarrow.compute  # its functions are made at run time
@@ -40,7 +41,7 @@ class ImageHistory(RunHistory):
 
     def __init__(self, run: Path, schema: type[RunRecipe]):
         super().__init__(run, schema)
-        directory = data_of(run, self.recipe.model_dump(mode="json"))
+        directory = data_of(run)
         # The recipe as the run's, with the images where they are now.
         images = self.recipe.images.model_copy(update={"directory": directory})
         self.recipe = self.recipe.model_copy(update={"images": images})

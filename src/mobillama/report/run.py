@@ -168,6 +168,22 @@ def find_corpus(path: Path, recipe: Entry, checkpoints: list[Checkpoint]) -> Cor
     return None
 
 
+def data_of(run: Path) -> Path:
+    """Return the corpus or image set that a run was trained on, found by its identity.
+
+    Raises:
+        UserError: it is not where the recipe says, nor beside the run, or was made anew since.
+    """
+    identity = read_json(run / "plan.json")["corpus"]
+    places = corpus_places(run, tomllib.loads((run / "run.toml").read_text(encoding="utf-8")))
+    found = [place for place in places if (place / MANIFEST).is_file()]
+    for place in found:
+        if manifest_hash(place) == identity:
+            return place
+    what = f"{found[0]} is not" if found else f"{places[0]} does not hold"
+    raise UserError(f"{run}: {what} the corpus {identity[:12]} it was trained on; put that one there")
+
+
 def corpus_places(path: Path, recipe: Entry) -> list[Path]:
     """Return where the corpus of a run may lie: as its recipe says, or, when it was moved, beside it."""
     named = (recipe.get("corpus") or recipe.get("images") or {}).get("directory")
