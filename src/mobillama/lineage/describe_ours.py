@@ -142,32 +142,36 @@ def device_file(path: Path, record: dict[str, Any]) -> Description:
 def model(path: Path, record: dict[str, Any]) -> Description:
     """Describe a converted model or a published run: the model in it, and what it was made from."""
     description, told = model_folder(path), other(path, record)
-    inputs = list(input_lines(record))
-    made_from = [f"checkpoint {record[key][:12]}" for key in ("parent", "checkpoint") if record.get(key)]
-    made_from += [f"corpus {record['corpus'][:12]}"] if record.get("corpus") else []
     description.kind, description.size_bytes = record["kind"], told.size_bytes
     description.facts |= {
         label: value for label, value in told.facts.items() if label not in ("checkpoint", "corpus", "inputs")
     }
-    description.parents = made_from + inputs
+    description.parents = told.parents
     return description
 
 
 def result(path: Path, record: dict[str, Any]) -> Description:
-    """Describe a result of an evaluation: what was measured, on what, with which scores."""
-    model = record.get("model", {})
+    """Describe a result: what was measured, on what, with which scores; or which items training holds."""
+    model, made = record.get("model"), made_by(record.get("environment", {}))
     scores = {name: score_text(task) for name, task in record.get("tasks", {}).items()}
     scores |= {name: score_text(subset) for name, subset in record.get("subsets", {}).items()}
+    what = f"{model['name']} on {', '.join(scores)}" if model else f"items of {record.get('benchmark')}"
+    scores |= {
+        row["file"]: f"{row['contaminated']:,} of {row['items']:,} items in the training data"
+        for row in record.get("files", [])
+        if row["contaminated"]
+    }
     return Description(
         str(path),
         f"result, {record['kind']}",
-        f"{model.get('name')} on {', '.join(scores)}; finished {record['finished_at']}.",
+        f"{what}; finished {record['finished_at']}.",
         path.stat().st_size,
         facts=scores,
         configuration=flat(record.get("settings", {})),
-        made_by=made_by(record.get("environment", {})),
-        parents=[f"model {model.get('name')} ({str(model.get('identity'))[:12]})"]
+        made_by=made,
+        parents=([f"model {model['name']} ({str(model.get('identity'))[:12]})"] if model else [])
         + [f"{key} {str(record[key])[:12]}" for key in ("corpus", "tokenizer") if key in record],
+        make_again=made.get("command"),
     )
 
 
@@ -190,7 +194,11 @@ def other(path: Path, record: dict[str, Any]) -> Description:
         f"{len(record['files'])} files.",
         size_of(record),
         facts=facts,
-        parents=[f"{record['parent']}"] if record.get("parent") else [],
+        parents=[
+            *(f"checkpoint {record[key][:12]}" for key in ("parent", "checkpoint") if record.get(key)),
+            *([f"corpus {record['corpus'][:12]}"] if record.get("corpus") else []),
+            *input_lines(record),
+        ],
     )
 
 

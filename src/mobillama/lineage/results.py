@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mobillama.core import atomic
+from mobillama.core.environment import environment
 from mobillama.core.errors import UserError
 from mobillama.core.records import Problem, digest, now, read_sealed, sealed
 
@@ -32,7 +33,7 @@ def read_result(path: Path) -> dict[str, Any] | None:
 def write_result(run: Path, kind: str, name: str, **facts: Any) -> Path:
     """Write a result of ours beside a run's evaluations and return its path."""
     path = run / FOLDER / f"{kind}-{name}.json"
-    record = sealed({"kind": kind, "finished_at": now(), **facts})
+    record = sealed({"kind": kind, "finished_at": now(), "environment": environment(), **facts})
     atomic.write_text(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return path
 

@@ -76,7 +76,15 @@ def test_the_card_shows_scores_beside_what_training_has_seen_of_the_benchmark(ru
     assert "| piqa | acc | 51.23 | 49.0 to 53.0 | 2 of 1,838 | 400 |\n" in text
     rows = [{"file": "piqa/valid.jsonl", "items": 1838, "contaminated": 3, "longest_words": 15, "share": 0.0}]
     rows += [{"file": "race/dev.jsonl", "items": 10, "contaminated": 9, "longest_words": 15, "share": 0.9}]
-    write_result(run, "contamination", "benchmarks", benchmark="benchmarks", corpus="c" * 64, files=rows)
+    path = write_result(
+        run, "contamination", "benchmarks", benchmark="benchmarks", corpus="c" * 64, files=rows
+    )
     text = cards.write(run)[0].read_text()
     assert "| piqa | acc | 51.23 | 49.0 to 53.0 | 2 of 1,838 | 400 | 3 of 1,838 |\n" in text
     assert verify(run) == []
+    found = describe(path)
+    assert found.facts["race/dev.jsonl"] == "9 of 10 items in the training data"
+    assert found.summary.startswith("items of benchmarks; finished ") and found.parents == [
+        "corpus cccccccccccc"
+    ]
+    assert found.make_again == found.made_by["command"]
