@@ -6,7 +6,7 @@ from typing import Any
 
 from mobillama.core.errors import UserError
 from mobillama.core.making import read_making
-from mobillama.core.records import manifest_hash, read_manifest
+from mobillama.core.records import manifest_hash, manifest_path, read_manifest
 from mobillama.core.tensors import model_files
 from mobillama.report.page import count, duration, figure, size
 from mobillama.report.run import Run, corpus_places, flat, read_json, read_run
@@ -41,7 +41,7 @@ def run(path: Path) -> Description:
         configuration=flat(read.recipe),
         origins={key: read.origins.get(key.partition("[")[0], "") for key in flat(read.recipe)},
         made_by=made_by(read.environment),
-        parents=list(corpus_lines(read)),
+        parents=[*corpus_lines(read), *models_of(read)],
         make_again=f"mobillama train {path / 'run.toml'} --set run_dir=NEW",
     )
 
@@ -209,7 +209,7 @@ def owning_run(checkpoint: Path) -> Run | None:
 
 
 def ancestors(record: dict[str, Any], owner: Run | None) -> Iterator[str]:
-    """Yield the parents of a checkpoint: the one before, how far back it goes, the corpus, its inputs."""
+    """Yield the parents of a checkpoint: those before it, the corpus, its inputs, models of other runs."""
     known = {held.sha256: held for held in owner.checkpoints} if owner else {}
     nearest, generations, parent = known.get(record.get("parent") or ""), 0, record.get("parent")
     while parent in known:
@@ -221,12 +221,37 @@ def ancestors(record: dict[str, Any], owner: Run | None) -> Iterator[str]:
         yield f"checkpoint {parent[:12]}, not found beside it"
     else:
         yield "a fresh model"
-    if record.get("teacher"):
-        yield f"teacher {record['teacher'][:12]}"
     if owner and owner.corpus:
         yield from corpus_lines(owner)
     elif record.get("corpus"):
         yield f"corpus {record['corpus'][:12]}, not found on this machine"
+    if owner:
+        yield from models_of(owner)
+    elif record.get("teacher"):
+        yield f"teacher {record['teacher'][:12]}"
+
+
+def models_of(run: Run) -> Iterator[str]:
+    """Yield the models that a run was made from, each with its own parents as far as they are here."""
+    plan, recipe = read_json(run.path / "plan.json"), run.recipe
+    named = {
+        "started_from": recipe.get("model", {}).get("start_from"),
+        "teacher": recipe.get("distill", {}).get("teacher"),
+    }
+    for role, folder in named.items():
+        if not (sha256 := plan.get(role)):
+            continue
+        places = [*([Path(folder)] if folder else []), *nearby_checkpoints(run.path)]
+        there = (place for place in places if manifest_path(place).is_file())
+        place = next((place for place in there if manifest_hash(place) == sha256), None)
+        what = role.replace("_", " ")
+        if place is None:
+            yield f"{what} {sha256[:12]}, not found near it"
+            continue
+        record = read_manifest(place)
+        yield f"{what} {record['kind']} {place} ({sha256[:12]})"
+        is_checkpoint = record["kind"] == "checkpoint"
+        yield from ancestors(record, owning_run(place)) if is_checkpoint else other(place, record).parents
 
 
 def corpus_lines(read: Run) -> Iterator[str]:

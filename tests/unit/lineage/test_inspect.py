@@ -45,6 +45,28 @@ def test_a_checkpoint_is_followed_to_a_fresh_model_and_the_documents(place):
     assert found.made_by["source"].startswith("commit c0ffee")
 
 
+def test_a_tuned_run_is_followed_through_the_run_it_started_from_to_the_documents_of_both(place, tmp_path):
+    start, tuned = (
+        place / "run" / "checkpoints" / "step-00000400",
+        make_run(tmp_path / "runs" / "tuned", place / "corpus"),
+    )
+    plan = {"corpus": "c" * 64, "started_from": manifest_hash(start), "teacher": "d" * 64}
+    (tuned / "plan.json").write_text(json.dumps(plan))
+    assert describe(tuned, hashes=False).parents[-2:] == [
+        f"started from {manifest_hash(start)[:12]}, not found near it",
+        "teacher dddddddddddd, not found near it",
+    ]
+    shutil.copytree(place / "run", tmp_path / "runs" / "base")
+    shutil.copytree(place / "corpus", tmp_path / "runs" / "corpus")
+    for found in (describe(tuned, hashes=False), describe(tuned / "checkpoints" / "step-00000400")):
+        at = next(number for number, line in enumerate(found.parents) if line.startswith("started from"))
+        assert "runs/base/checkpoints/step-00000400" in found.parents[at]
+        assert "7 back to a fresh model" in found.parents[at + 1]
+        assert found.parents[at + 2].startswith("corpus ") and found.parents[at + 3].startswith(
+            "documents library"
+        )
+
+
 def test_a_corpus_shows_its_counts(place):
     found = describe(place / "corpus")
     assert found.summary.startswith("80 documents and 8,727 tokens")
