@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -20,6 +21,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 from tqdm import tqdm
 
+from mobillama.core.environment import installed_version
 from mobillama.core.errors import UserError, did_you_mean
 from mobillama.core.hashing import canonical_json, hash_file, sha256_text
 
@@ -220,6 +222,10 @@ def mmlu_group(folder: Path) -> Group:
 
 def definition_of(task: ConfigurableTask) -> str:
     """Return a hash of everything that defines a task's requests, but for its data."""
-    config = {key: str(value) for key, value in task.dump_config().items() if key != "custom_dataset"}
-    config.pop("metadata", None)
-    return sha256_text(canonical_json(config))
+    config = {
+        # A function is spelled with its address, which is another one in every process.
+        key: re.sub(r" at 0x[0-9a-f]+", "", str(value))
+        for key, value in task.dump_config().items()
+        if key not in ("custom_dataset", "metadata")
+    }
+    return sha256_text(canonical_json([installed_version("lm_eval"), config]))

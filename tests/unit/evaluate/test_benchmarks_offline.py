@@ -9,6 +9,7 @@ import json
 import lzma
 import random
 import tarfile
+from types import FunctionType
 
 import pytest
 
@@ -150,6 +151,15 @@ def test_prompts_are_the_harness_own(data_dir):
         " make a new plan",
     )
     assert prompts["arc_challenge"][0].count("Question:") == 26
+
+
+def test_a_task_is_called_the_same_in_every_process(data_dir):
+    task = tasks.load(["hellaswag"], data_dir=data_dir).tasks["hellaswag"]
+    before, examples = tasks.definition_of(task), task.config.fewshot_config
+    function = examples.process_docs
+    examples.process_docs = FunctionType(function.__code__, function.__globals__)  # elsewhere in memory
+    assert str(examples.process_docs) != str(function)
+    assert tasks.definition_of(task) == before
 
 
 def test_hellaswag_begins_its_sentence_as_the_harness_does():
