@@ -31,6 +31,9 @@ LAYER_KEY = re.compile(r"model\.layers\.(\d+)\.(?:self_attn\.[qkvo]_proj|\w+_lay
 TOP_KEYS = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
 # Buffers that old transformers saved; they are computed from rope_theta.
 IGNORED_KEY = re.compile(r".*rotary_emb\.inv_freq")
+BIAS_KEY = re.compile(r"model\.layers\.\d+\.(?:self_attn|mlp)\.\w+_proj\.bias")
+# Of Llama's arithmetic and layout where they have no biases and look back without a window.
+LLAMA_LIKE = ("llama", "mistral", "qwen2", MobiLlamaConfig.model_type)
 FFN_PARTS = ("gate_proj.weight", "up_proj.weight", "down_proj.weight")
 # FFNs trained apart are about 1.4 norms away from each other; copies of one are not.
 UNRELATED = 0.5
@@ -100,7 +103,9 @@ class Release:
         self.file_of: dict[str, WeightFile] = {}
         for file in self.files:
             for name in file.names():
-                if not IGNORED_KEY.fullmatch(name):
+                if BIAS_KEY.fullmatch(name):
+                    require_zero(file, name)
+                elif not IGNORED_KEY.fullmatch(name):
                     self.file_of[name] = file
         self.layers = self._require_layers()
         self.config = self._config()
@@ -288,6 +293,12 @@ class Release:
         return {entry.name: self.tensor(entry) for entry in self.entries()}
 
 
+def require_zero(file: WeightFile, name: str) -> None:
+    """Stop at a bias that does something; one of zeros may be left out."""
+    if bool(file.read(name).any()):
+        raise UserError(f"{file.path}: tensor {name} is not zero, and our layers have no biases")
+
+
 def ffn_key(layer: int, part: str) -> str:
     """Return the release's name of a layer's FFN weight."""
     return f"model.layers.{layer}.mlp.{part}"
@@ -307,10 +318,16 @@ def read_settings(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
     kind = settings.get("model_type")
-    if kind not in ("llama", MobiLlamaConfig.model_type) or settings.get("ffn_of_layer") is not None:
+    if kind not in LLAMA_LIKE or settings.get("ffn_of_layer") is not None:
         what = "already ours" if settings.get("ffn_of_layer") is not None else f"of type {kind!r}"
         raise UserError(f"{path}: the model is {what}; only Llama's and the release's layout are converted")
     for key in ("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size", "vocab_size"):
         if type(settings.get(key)) is not int:
             raise UserError(f"{path}: {key} is missing or no whole number")
+    window = settings.get("sliding_window") if settings.get("use_sliding_window", True) else None
+    if window is not None and window < settings.get("max_position_embeddings", window):
+        raise UserError(
+            f"{path}: its layers see only {window} tokens back (sliding_window), ours see all; to convert it "
+            f"for texts of up to {window} tokens, set max_position_embeddings to that"
+        )
     return settings

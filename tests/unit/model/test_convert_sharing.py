@@ -3,7 +3,15 @@
 import pytest
 import torch
 from fixture_checkpoint import TEXT, write_checkpoint, write_tokenizer
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from mobillama.core.errors import UserError
 from mobillama.model import MobiLlamaForCausalLM, llama
@@ -47,6 +55,33 @@ def test_a_llama_becomes_ours_with_equal_logits(stock, input_ids, tmp_path):
     ours = convert(stock, tmp_path / "ours")
     assert isinstance(AutoModelForCausalLM.from_pretrained(ours), MobiLlamaForCausalLM)
     assert torch.equal(logits(ours, input_ids), logits(stock, input_ids))
+
+
+@pytest.mark.parametrize("window", [None, 256])
+def test_a_mistral_becomes_ours_with_equal_logits(input_ids, tmp_path, window):
+    torch.manual_seed(0)
+    MistralForCausalLM(MistralConfig(**SIZES, sliding_window=window)).save_pretrained(tmp_path / "stock")
+    ours = convert(tmp_path / "stock", tmp_path / "ours")
+    assert torch.equal(logits(ours, input_ids), logits(tmp_path / "stock", input_ids))
+
+
+def test_a_window_shorter_than_the_context_is_refused(tmp_path):
+    MistralForCausalLM(MistralConfig(**SIZES, sliding_window=255)).save_pretrained(tmp_path / "stock")
+    with pytest.raises(UserError, match=r"config\.json: its layers see only 255 tokens back"):
+        convert(tmp_path / "stock", tmp_path / "ours")
+
+
+def test_a_qwen_becomes_ours_where_its_biases_are_zero(input_ids, tmp_path):
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(Qwen2Config(**SIZES, tie_word_embeddings=True))
+    model.save_pretrained(tmp_path / "zero")  # transformers starts biases at zero
+    ours = convert(tmp_path / "zero", tmp_path / "ours")
+    assert torch.equal(logits(ours, input_ids), logits(tmp_path / "zero", input_ids))
+    model.model.layers[2].self_attn.k_proj.bias.data[1] = 0.5
+    model.save_pretrained(tmp_path / "biased")
+    with pytest.raises(UserError, match=r"layers\.2\.self_attn\.k_proj\.bias is not zero"):
+        convert(tmp_path / "biased", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("start", llama.STARTS)
