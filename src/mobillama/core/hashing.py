@@ -31,6 +31,11 @@ def hash_file(path: Path) -> FileHashes:
     return FileHashes(size_bytes, sha.hexdigest(), fast.hexdigest())
 
 
+def total_bytes(directory: Path) -> int:
+    """Return the bytes of all files below a directory."""
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+
+
 def blake3_file(path: Path) -> str:
     """Return the BLAKE3 digest of ``path``, memory-mapped, on one core."""
     hasher = blake3()

@@ -43,6 +43,14 @@ class Problem:
         return f"{self.path}: {self.what}"
 
 
+def as_problem(error: UserError, path: Path, *prefixes: Path) -> Problem:
+    """Return an error that names a path first as a problem of that path."""
+    what = str(error)
+    for prefix in (path, *prefixes):
+        what = what.removeprefix(f"{prefix}: ")
+    return Problem(path, what)
+
+
 def now() -> str:
     """Return the present moment, UTC, ISO 8601 to the second."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

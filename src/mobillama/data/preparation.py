@@ -5,11 +5,9 @@ tasks there are depends on the input alone, so the result does not depend on wor
 """
 
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -136,9 +134,9 @@ def assemble(directory: Path, section: CorpusSection, work: Workplace) -> None:
     for task, shard in enumerate(work.shards()):
         for suffix in ("tokens", "documents"):
             source = work.folder("shards") / f"{task:05d}.{suffix}"
-            link(source, directory / shard.split / shard.subset / f"{shard.number:05d}.{suffix}")
+            atomic.link(source, directory / shard.split / shard.subset / f"{shard.number:05d}.{suffix}")
     for file in work.folder("tokenizer").iterdir():
-        link(file, directory / "tokenizer" / file.name)
+        atomic.link(file, directory / "tokenizer" / file.name)
     folders = [work.read(task) for task in range(len(work.units()))]
     join(
         [*(folder / "dropped.jsonl" for folder in folders), work.folder("plan") / "dropped.jsonl"], directory
@@ -207,12 +205,3 @@ def join(sources: list[Path], directory: Path) -> None:
         for source in sources:
             with source.open("rb") as file:
                 shutil.copyfileobj(file, out)
-
-
-def link(source: Path, target: Path) -> None:
-    """Give a finished file its second name; a copy where the file system cannot."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with suppress(OSError):
-        os.link(source, target)
-        return
-    shutil.copyfile(source, target)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mobillama.core.errors import UserError
+from mobillama.core.hashing import total_bytes
 from mobillama.core.records import Problem
 from mobillama.core.tensors import INDEX, WEIGHTS, Tensor, TensorFile, model_files
 from mobillama.report.page import count, size
@@ -103,7 +104,7 @@ def model_folder(path: Path) -> Description:
         str(path),
         "Hugging Face model folder",
         f"{architecture}, {layers} layers, {count(values_of(weights))} stored values.",
-        sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
+        total_bytes(path),
         facts=tensor_facts(tensors) | kv_head_facts(config, weights),
         configuration=config,
         notes=problems,

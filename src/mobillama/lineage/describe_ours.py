@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mobillama.core.errors import UserError
+from mobillama.core.hashing import total_bytes
 from mobillama.core.making import read_making
 from mobillama.core.records import manifest_hash, manifest_path, read_manifest
 from mobillama.core.tensors import model_files
@@ -29,7 +30,7 @@ def run(path: Path) -> Description:
         str(path),
         "run",
         f"{shape}; {facts.steps or 0:,} steps, {count(facts.tokens)} tokens in {duration(facts.elapsed_s)}.",
-        sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
+        total_bytes(path),
         facts={
             "held out": f"{figure(facts.bits_per_byte)} bits per byte ({figure(facts.of_xz, 2)} of xz -9)",
             "loss": figure(facts.loss),

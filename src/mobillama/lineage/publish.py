@@ -5,7 +5,6 @@
 already is left alone, so the same command goes on after a broken connection.
 """
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -112,7 +111,7 @@ def publish_to_folder(run: Path, repo: str, out: Path, *, license: str | None = 
         for revision in [*steps(read), staged_main(read, stack, repo=repo, license=license)]:
             with atomic.atomic_directory(out / revision.name) as folder:
                 for name, path in revision.files.items():
-                    place(path, folder / name)
+                    atomic.link(path, folder / name)
             sent.append(revision.name)
     return Published(sent, [])
 
@@ -139,16 +138,16 @@ def staged_main(run: Run, stack: ExitStack, *, repo: str, license: str | None) -
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mobillama-publish-")))
     last = run.checkpoints[-1]
     for entry in last.manifest["files"]:
-        place(last.path / entry["path"], folder / entry["path"])
+        atomic.link(last.path / entry["path"], folder / entry["path"])
     for name in (*RUN_RECORDS, LEDGER):
         if (run.path / name).is_file():
             # A copy: the run's own file may be appended to while this one is read.
             (folder / "run").mkdir(exist_ok=True)
             shutil.copyfile(run.path / name, folder / "run" / name)
     for held in run.checkpoints:
-        place(held.path / MANIFEST, folder / "run" / "manifests" / f"{held.path.name}.json")
+        atomic.link(held.path / MANIFEST, folder / "run" / "manifests" / f"{held.path.name}.json")
     if run.corpus:
-        place(run.corpus.path / MANIFEST, folder / "run" / "manifests" / "corpus.json")
+        atomic.link(run.corpus.path / MANIFEST, folder / "run" / "manifests" / "corpus.json")
     cards.write(run.path, folder, repo=repo, license=license)
     report.write(run.path, folder / "report.html")
     sha256 = write_manifest(
@@ -161,15 +160,6 @@ def staged_main(run: Run, stack: ExitStack, *, repo: str, license: str | None) -
     )
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     return Revision(MAIN, files, sha256)
-
-
-def place(source: Path, target: Path) -> None:
-    """Put a file at ``target`` without copying its bytes where the file system allows it."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def send(api: Any, repo: str, revision: Revision) -> bool:

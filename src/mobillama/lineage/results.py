@@ -8,7 +8,7 @@ from typing import Any
 from mobillama.core import atomic
 from mobillama.core.environment import environment
 from mobillama.core.errors import UserError
-from mobillama.core.records import Problem, digest, now, read_sealed, sealed
+from mobillama.core.records import Problem, as_problem, digest, now, read_sealed, sealed
 
 FOLDER = "evaluations"
 
@@ -56,5 +56,5 @@ def check_results(paths: Iterable[Path]) -> list[Problem]:
                 problems.append(Problem(log, "missing"))
             read_sealed(log)
         except UserError as error:
-            problems.append(Problem(log, str(error).removeprefix(f"{log}: ")))
+            problems.append(as_problem(error, log))
     return problems

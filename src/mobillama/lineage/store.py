@@ -24,6 +24,7 @@ from blake3 import blake3
 
 from mobillama.core import atomic
 from mobillama.core.errors import UserError
+from mobillama.core.hashing import total_bytes
 from mobillama.core.progress import progress
 from mobillama.core.records import MANIFEST, Problem, check_files, digest, read_manifest, require_intact
 from mobillama.core.tensors import DTYPES, TensorFile
@@ -303,8 +304,3 @@ def remove_packed(run: Path, store: Store, folders: Iterable[Path]) -> None:
 def content_hash(values: Bits) -> str:
     """Return the BLAKE3 of an array's bytes."""
     return blake3(values.view(np.uint8).data).hexdigest()
-
-
-def total_bytes(folder: Path) -> int:
-    """Return the bytes of a folder's files."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -19,6 +19,7 @@ from mobillama.core.records import (
     LEDGER,
     MANIFEST,
     Problem,
+    as_problem,
     check_files,
     manifest_hash,
     manifest_path,
@@ -152,14 +153,6 @@ def check_store(folder: Path, result: Verification) -> None:
         result.notes.append(f"{folder}: not checked, this needs pip install 'mobillama[train]'")
         return
     result.problems += Store(folder).check()
-
-
-def as_problem(error: UserError, path: Path, *prefixes: Path) -> Problem:
-    """Return an error that names a path first as a problem of that path."""
-    what = str(error)
-    for prefix in (path, *prefixes):
-        what = what.removeprefix(f"{prefix}: ")
-    return Problem(path, what)
 
 
 def explained(problem: Problem, artifacts: dict[Path, dict[str, Any]]) -> Problem:
