@@ -2,6 +2,7 @@
 
 import json
 import sys
+import webbrowser
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,6 +43,7 @@ def evaluate(
     gallery: Annotated[
         int, typer.Option(help="Show so many answers about images on a page; 0 writes none.")
     ] = 24,
+    open_gallery: Annotated[bool, typer.Option("--open", help="Show that page in a browser.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
     dtype: Annotated[
         str, typer.Option(help="float32, bfloat16, ...; that of the files if not given.")
@@ -87,6 +89,8 @@ def evaluate(
         pages = [f"gallery: {place / task['gallery']}" for task in galleries(result)]
         for line in (*pages, f"result: {place / result['file']}"):
             console.print(line, soft_wrap=True, highlight=False)
+        for task in galleries(result) if open_gallery else ():
+            webbrowser.open((place / task["gallery"]).resolve().as_uri())
 
 
 def galleries(result: dict[str, Any]) -> list[dict[str, Any]]:

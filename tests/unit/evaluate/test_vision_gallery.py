@@ -1,12 +1,15 @@
 """The gallery: one self-contained page of what was seen, asked and said, wrong answers first."""
 
+import json
 import re
 
 import numpy as np
+import pytest
 import torch
 from fixture_seeing import write_seeing_checkpoint
 from PIL import Image
 
+from mobillama.cli import main
 from mobillama.evaluate.vision_data import VisionItem
 from mobillama.evaluate.vision_gallery import chosen, write_gallery
 from mobillama.vision.gradient_map import gradient_map
@@ -56,6 +59,24 @@ def test_the_page_shows_each_answer_and_loads_nothing(tmp_path):
     assert page.count('class="picture') == 2 and page.count("✗ gold: yes") == 1
     assert page.count('<img class="map"') == 2
     assert "50.00 %" in page
+
+
+def test_open_shows_the_page_in_a_browser(tmp_path, monkeypatch):
+    write_seeing_checkpoint(tmp_path / "checkpoint", conv=True)
+    files = tmp_path / "easy_vqa" / "test"
+    (files / "images").mkdir(parents=True)
+    Image.new("RGB", (32, 32), "red").save(files / "images" / "0.png")
+    (files / "questions.json").write_text(json.dumps([["is there a red shape?", "yes", 0]]))
+    shown: list[str] = []
+    monkeypatch.setattr("webbrowser.open", shown.append)
+    words = ["evaluate", str(tmp_path / "checkpoint"), "--tasks", "easy_vqa", "--data-dir", str(tmp_path)]
+    for more in ([], ["--open"]):
+        monkeypatch.setattr("sys.argv", ["mobillama", *words, "--out", str(tmp_path / "out"), *more])
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert not end.value.code and len(shown) == len(more)
+    (page,) = (tmp_path / "out").glob("*/gallery-easy_vqa.html")
+    assert shown == [page.as_uri()]
 
 
 def test_the_map_is_the_gradient_of_the_answer(tmp_path):
