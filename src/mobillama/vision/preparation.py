@@ -108,13 +108,13 @@ def software() -> dict[str, str | None]:
 def stage(directory: Path, section: ImagesSection) -> None:
     """Write the images, and beside them the conversations as text."""
     quarantined = 0
+    never: set[str] = set()  # images of sources held out whole, which come first
     with (
         ImageWriter(directory, section.shard_bytes) as images,
         (directory / STAGED).open("w", encoding="utf-8") as staged,
         (directory / "quarantine.jsonl").open("w", encoding="utf-8") as quarantine,
     ):
         for source, checked in checked_records(section):
-            share = 1.0 if source.heldout else section.heldout_share
             if isinstance(checked, BadRecord):
                 if section.on_bad == "stop":
                     raise UserError(
@@ -132,7 +132,10 @@ def stage(directory: Path, section: ImagesSection) -> None:
                 )
             ]
             values = {key: getattr(raw, key) for key in ("id", "category", "source", "license", "messages")}
-            heldout = is_heldout(share, raw, checked.digests)
+            if source.heldout:
+                never |= set(checked.digests)
+            heldout = source.heldout or not never.isdisjoint(checked.digests)
+            heldout = heldout or is_heldout(section.heldout_share, raw, checked.digests)
             staged.write(
                 json.dumps({**values, "subset": source.name, "images": rows, "heldout": heldout}) + "\n"
             )
@@ -146,10 +149,10 @@ def staged_rows_exist(directory: Path) -> bool:
 
 
 def checked_records(section: ImagesSection) -> Iterator[tuple[ImageSourceSection, Checked | BadRecord]]:
-    """Yield each source's records in order, their images decoded by threads, each content once."""
+    """Yield the records of every source, those held out first, their images decoded once, by threads."""
     known: dict[str, tuple[int, int]] = {}
     with ThreadPoolExecutor(section.workers or os.cpu_count()) as pool:
-        for source in section.sources:
+        for source in sorted(section.sources, key=lambda source: not source.heldout):
             found = records(source, section.root)
             while chunk := list(islice(found, CHUNK)):
                 for checked in pool.map(partial(check, known=known), chunk):

@@ -268,7 +268,7 @@ def test_tiles_are_trained_on_as_images_of_their_own(tmp_path):
 def test_a_source_can_be_held_out_whole(tmp_path):
     folder = write_pictures(tmp_path, 8)
     lines = (folder / "pictures.jsonl").read_text().splitlines(keepends=True)
-    (folder / "first.jsonl").write_text("".join(lines[:12]))
+    (folder / "first.jsonl").write_text("".join(lines[:13]))  # the last one is about an image of the other
     (folder / "last.jsonl").write_text("".join(lines[12:]))
     sources = [
         {"name": name, "kind": "jsonl", "paths": [f"{name}.jsonl"], "license": "CC0-1.0", "heldout": held}
@@ -278,7 +278,8 @@ def test_a_source_can_be_held_out_whole(tmp_path):
     images = ImageSet(prepare_images(recipe(folder, images=given).recipe.images))
     told = {split: [(one.subset, one.id) for one in images.examples(split)] for split in ("train", "heldout")}
     assert {subset for subset, _ in told["train"]} == {"first"} and len(told["train"]) == 12
-    assert told["heldout"] == [("last", json.loads(line)["id"]) for line in lines[12:]]
+    ids = [json.loads(line)["id"] for line in lines]
+    assert told["heldout"] == [*(("last", name) for name in ids[12:]), ("first", ids[12])]
 
 
 def test_held_out_measurement_is_the_mean_of_single_answers(trained):
