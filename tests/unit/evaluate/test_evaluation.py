@@ -1,14 +1,17 @@
 """From a checkpoint to a result: like lm-eval's own model, resumable, paired."""
 
+import io
 import json
 import shutil
 
 import pytest
 from fixture_checkpoint import write_checkpoint
+from rich.console import Console
 
 from mobillama.core.errors import UserError
 from mobillama.core.records import read_jsonl
 from mobillama.evaluate import comparison, evaluation, subjects, tables, tasks, verb
+from mobillama.report.contamination import Contamination
 
 LIMIT = 12
 TASKS = ["piqa", "winogrande", "truthfulqa_mc2", "crows_pairs_english"]
@@ -110,6 +113,17 @@ def test_two_models_are_compared_question_by_question(chosen, measured, tmp_path
     assert found.tests["piqa"].only_a == sum(x > y for x, y in zip(a, b, strict=True))
     tables.comparison_table(found)
     tables.paper_table([result])
+
+
+def test_scores_stand_beside_what_the_training_data_hold_of_the_benchmark(measured):
+    _, result = measured
+    texts = []
+    for contamination in ({"piqa": Contamination(3, 1838)}, {}):
+        console = Console(file=io.StringIO(), record=True, width=160)
+        console.print(tables.result_table(result, contamination))
+        texts.append(console.export_text())
+    assert "3 of 1,838" in texts[0] and "training data" in texts[0]
+    assert "3 of 1,838" not in texts[1] and "training data" not in texts[1]
 
 
 def test_results_of_other_settings_are_not_compared(measured, checkpoint, shared_data, tmp_path):
