@@ -29,6 +29,8 @@ class Score:
     of: int
     num_fewshot: int
     contamination: Contamination | None
+    gallery: str | None
+    """A page of its answers, relative to the run."""
 
 
 def results_of(run: Path) -> dict[int, dict[str, Entry]]:
@@ -83,6 +85,7 @@ def score(name: str, step: int, task: Entry, contamination: Contamination | None
         name, task["metric"], step, factor * task["value"],
         None if low is None else factor * low, None if high is None else factor * high,
         task["questions"], task["of"], task["num_fewshot"], contamination,
+        f"{FOLDER}/{task['gallery']}" if "gallery" in task else None,
     )  # fmt: skip
 
 

@@ -68,6 +68,11 @@ class Run:
         return path.parent.name if path.name == "run" else path.name
 
     @property
+    def sees(self) -> bool:
+        """Whether it learnt from images, and what is held out are answers about them."""
+        return "images" in self.recipe
+
+    @property
     def model(self) -> Entry:
         """The ``config.json`` of the last checkpoint, or the recipe's model section."""
         if self.checkpoints:

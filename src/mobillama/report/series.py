@@ -60,16 +60,20 @@ def at_steps(run: Run, steps: Sequence[float] | np.ndarray) -> dict[str, Column]
 def heldout_columns(run: Run) -> dict[str, Any]:
     """Return the held-out curves: x columns, bits per byte by subset, and their mean by bytes.
 
+    Where a model learnt to see, it is the percentage of answers told exactly, and their mean over answers.
     They stay on the text that was measured first: a part of it and all of it are not points of one curve.
     """
     extent = run.evaluations[0].get("whole")
     points = [entry for entry in run.evaluations if entry.get("whole") == extent]
     xs = at_steps(run, column(points, "step"))
     names = list(dict.fromkeys(name for entry in points for name in entry.get("subsets", {})))
+    key, scale = ("exact", 100) if run.sees else ("bits_per_byte", 1)
     subsets = {
-        name: plain(column([entry["subsets"].get(name, {}) for entry in points], "bits_per_byte"))
+        name: plain(scale * column([entry["subsets"].get(name, {}) for entry in points], key))
         for name in names
     }
+    if run.sees:
+        return {**xs, "subsets": subsets, "mean": plain(scale * column(points, key))}
     return {**xs, "subsets": subsets, "mean": [mean_bits_per_byte(run, entry) for entry in points]}
 
 

@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 from small_images import picture, recipe, write_pictures
 from transformers import LlavaForConditionalGeneration
 
+from mobillama import report
 from mobillama.core import config
 from mobillama.core.errors import UserError
-from mobillama.core.records import manifest_hash, read_jsonl, read_manifest
+from mobillama.core.records import manifest_hash, read_jsonl, read_manifest, sealed
 from mobillama.lineage import kinds, seen_images
 from mobillama.lineage.replay import replay
 from mobillama.lineage.verify import check
@@ -62,6 +63,25 @@ def test_a_run_is_recorded_and_its_checkpoint_is_a_llava(trained):
     assert all(torch.equal(held[name], value) for name, value in model.state_dict().items() if name in held)
     assert sum(".ffns." in name for name in held) == 3  # the shared FFN, once
     assert ImageRules.read(last_checkpoint(trained)).tokens == 16
+
+
+def test_the_report_tells_the_answers_and_leads_to_their_gallery(trained, tmp_path):
+    run = shutil.copytree(trained, tmp_path / "run")
+    task = {"metric": "accuracy", "value": 0.5, "questions": 2, "of": 2, "num_fewshot": 0}
+    result = {
+        "kind": "evaluation",
+        "model": {"backend": "torch", "step": 12},
+        "finished_at": "2026-11-25T00:00:00Z",
+        "tasks": {"easy_vqa": task | {"gallery": "here/gallery-easy_vqa.html"}},
+    }
+    (run / "evaluations").mkdir()
+    (run / "evaluations" / "here.vision.json").write_text(json.dumps(result | sealed(result)))
+    page = report.write(run).read_text(encoding="utf-8")
+    told = read_jsonl(run / "evaluations.jsonl")[-1]
+    assert f"{100 * told['exact']:.2f} %" in page and "bits per byte" not in page.partition("<script")[0]
+    for row in told["subsets"].values():
+        assert f'<b>{100 * row["exact"]:.2f}</b></td><td class="n">{row["nats_per_token"]:.3f}' in page
+    assert '<a href="evaluations/here/gallery-easy_vqa.html">gallery</a>' in page
 
 
 def test_stopping_and_going_on_gives_the_same_bits(trained, tmp_path):
