@@ -13,8 +13,9 @@ import os
 import shutil
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,15 @@ from mobillama.core import atomic
 from mobillama.core.errors import UserError
 from mobillama.core.hashing import total_bytes
 from mobillama.core.progress import progress
-from mobillama.core.records import MANIFEST, Problem, check_files, digest, read_manifest, require_intact
+from mobillama.core.records import (
+    MANIFEST,
+    Problem,
+    as_problem,
+    check_files,
+    digest,
+    read_manifest,
+    require_intact,
+)
 from mobillama.core.tensors import DTYPES, TensorFile
 
 from .encoding import HASH, Bits, decode, encode, read_header
@@ -36,6 +45,8 @@ KEYFRAME_EVERY = 8
 """A checkpoint in so many is packed by itself, so that an export decodes few others on its way."""
 CACHED_BYTES = 1 << 30
 FLUSHES_AT_ONCE = 16
+DEEPEST = 400
+"""Objects that rest on each other, far more than packing makes."""
 
 
 @dataclass(frozen=True)
@@ -151,8 +162,11 @@ class Store:
                 partial.replace(self.object_path(key))
             list(pool.map(atomic.sync_directory, {partial.parent for partial in fresh.values()}))
 
-    def get(self, key: str) -> Bits:
+    def get(self, key: str, above: tuple[str, ...] = ()) -> Bits:
         """Return the content of an object, checked against its name.
+
+        Arguments:
+            above: the objects that are being decoded and rest on this one.
 
         Raises:
             UserError: it, or one that it was packed against, is missing or damaged.
@@ -161,39 +175,22 @@ class Store:
             if key in self._cache:
                 self._cache.move_to_end(key)
                 return self._cache[key]
-        chain, wanted = [], key
-        while True:
-            data, base = self._read(wanted)
-            chain.append((wanted, data))
-            if base is None:
-                break
-            if any(base == seen for seen, _ in chain):
-                raise UserError(f"{self.object_path(wanted)}: is packed against itself; do not use it")
-            if not self.object_path(base).is_file():
-                raise UserError(f"{self.object_path(wanted)}: was packed against {base}, which is missing")
-            wanted = base
-        values: Bits | None = None
-        for name, data in reversed(chain):
-            try:
-                values = decode(data, values)
-            except UserError as error:
-                raise UserError(f"{self.object_path(name)}: {error}") from None
-            if content_hash(values) != name:
-                raise UserError(f"{self.object_path(name)}: content differs from its name; restore it")
-        assert values is not None
-        self._remember(key, values)
-        return values
-
-    def _read(self, key: str) -> tuple[bytes, str | None]:
-        """Return an object as it is stored, and the one that it was packed against."""
         path = self.object_path(key)
+        if key in above or len(above) > DEEPEST:
+            raise UserError(f"{path}: is packed against itself, or far too many; do not use it")
         try:
             data = path.read_bytes()
-            return data, read_header(data)[0].base
         except OSError:
             raise UserError(f"{path}: missing; restore it from a copy of the store") from None
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from None
+        with naming(path):
+            base = read_header(data)[0].base
+        below = self.get(base, (*above, key)) if base else None
+        with naming(path):
+            values = decode(data, below)
+        if content_hash(values) != key:
+            raise UserError(f"{path}: content differs from its name; restore it")
+        self._remember(key, values)
+        return values
 
     def _remember(self, key: str, values: Bits) -> None:
         with self._lock:
@@ -226,22 +223,36 @@ class Store:
 
     def check(self) -> list[Problem]:
         """Decode every object that a packed checkpoint names and name each that is damaged."""
-        problems: dict[str, Problem] = {}
-        keys: set[str] = set()
+        problems: list[Problem] = []
+        keys: dict[str, None] = {}
         for name in self.names():
             try:
                 files = self.record(name)["files"]
-                keys |= {part["object"] for parts in files.values() for part in parts}
+                keys |= {part["object"]: None for parts in files.values() for part in parts}
             except UserError as error:
-                problems[name] = Problem(self.folder / f"{name}.json", str(error).partition(": ")[2])
-        for key in sorted(keys):
-            try:
-                self.get(key)
-            except UserError as error:
-                # The message names the object at fault, which may be one that this was packed against.
-                place, _, what = str(error).partition(": ")
-                problems[place] = Problem(Path(place), what)
-        return list(problems.values())
+                problems.append(as_problem(error, self.folder / f"{name}.json"))
+        # In the order of the steps: what others rest on is decoded before them.
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            found = [problem for problem in pool.map(self._problem, keys) if problem]
+        return [*problems, *dict.fromkeys(found)]
+
+    def _problem(self, key: str) -> Problem | None:
+        """Return what is wrong with an object, or with one that it was packed against."""
+        try:
+            self.get(key)
+        except UserError as error:
+            place, _, what = str(error).partition(": ")
+            return Problem(Path(place), what)
+        return None
+
+
+@contextmanager
+def naming(path: Path) -> Generator[None]:
+    """Say of an error which object it is about."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def pieces(path: Path) -> Iterator[Piece]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mobillama.core.errors import UserError
 from mobillama.core.records import digest, manifest_hash, write_manifest
-from mobillama.lineage.encoding import decode, encode
+from mobillama.lineage.encoding import decode, encode, read_header
 from mobillama.lineage.store import Store, pack
 from mobillama.lineage.verify import verify
 
@@ -124,6 +124,18 @@ def test_a_record_that_leads_out_is_refused(run, tmp_path):
     path.write_text(json.dumps(record))
     with pytest.raises(UserError, match="do not use it"):
         Store(run / "packed").export("step-00000100", tmp_path / "out")
+
+
+def test_objects_that_rest_on_each_other_in_a_circle_are_refused(run):
+    store = Store(run / "packed")
+    ours = np.random.default_rng(0).integers(0, 1 << 32, 4000, np.uint32)
+    names = ["a" * 64, "b" * 64]
+    for name, base in zip(names, reversed(names), strict=True):
+        store.object_path(name).parent.mkdir(exist_ok=True)
+        store.object_path(name).write_bytes(encode(ours, ours + np.uint32(1), base))
+    assert all(read_header(store.object_path(name).read_bytes())[0].base for name in names)
+    with pytest.raises(UserError, match="against itself"):
+        store.get(names[0])
 
 
 def test_a_broken_checkpoint_is_not_packed(tmp_path):
