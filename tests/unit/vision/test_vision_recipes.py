@@ -7,6 +7,7 @@ import pytest
 
 from mobillama.core.errors import UserError
 from mobillama.lineage import kinds
+from mobillama.vision.image_set import ImageSet
 
 RECIPES = Path(__file__).parents[3] / "recipes"
 
@@ -50,3 +51,14 @@ def test_the_easy_vqa_recipe_loads_and_names_what_is_wrong():
         kinds.load(RECIPES / "easy-vqa.toml", ["learn.tower=false"])
     with pytest.raises(UserError, match="needs a frozen tower"):
         kinds.load(RECIPES / "easy-vqa.toml", ["data.cache_features=true"])
+
+
+def test_the_figures_recipe_holds_out_the_published_split_and_nothing_of_it_is_learnt(shared_data, tmp_path):
+    places = [f'images.root="{shared_data / "multimodal"}"', f'images.directory="{tmp_path / "figures"}"']
+    recipe = kinds.load(RECIPES / "openstax-figures.toml", places).recipe
+    images = ImageSet(kinds.prepare(recipe))
+    held, learnt = (
+        {one.images[0].sha256 for one in images.examples(split)} for split in ("heldout", "train")
+    )
+    # One photograph stands in both published splits, 983 and 147 figures.
+    assert (len(images.train), len(images.heldout)) == (982, 148) and not held & learnt
