@@ -13,18 +13,8 @@ from mobillama.core.errors import UserError
 
 # Numbers of the specification's value types.
 SCALARS = {
-    0: "<B",
-    1: "<b",
-    2: "<H",
-    3: "<h",
-    4: "<I",
-    5: "<i",
-    6: "<f",
-    7: "<?",
-    10: "<Q",
-    11: "<q",
-    12: "<d",
-}
+    0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d",
+}  # fmt: skip
 STRING, ARRAY = 8, 9
 # ggml's tensor types: name, values a block, bytes a block.
 TENSOR_TYPES = {

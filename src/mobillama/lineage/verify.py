@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mobillama.core.errors import UserError
-from mobillama.core.hashing import blake3_file
+from mobillama.core.hashing import blake3_file, total_bytes
 from mobillama.core.making import check_making
 from mobillama.core.records import (
     LEDGER,
@@ -43,11 +43,14 @@ class Verification:
     notes: list[str] = field(default_factory=list)
     artifacts: dict[Path, dict[str, Any]] = field(default_factory=dict)
     """Each artifact whose manifest can be believed."""
+    packed_bytes: int = 0
+    """Of packed stores, as they are stored."""
 
     @property
     def size_bytes(self) -> int:
-        """The bytes that were hashed."""
-        return sum(entry["size_bytes"] for record in self.artifacts.values() for entry in record["files"])
+        """The bytes that were hashed or unpacked."""
+        listed = (entry["size_bytes"] for record in self.artifacts.values() for entry in record["files"])
+        return sum(listed) + self.packed_bytes
 
 
 def verify(path: Path) -> list[Problem]:
@@ -153,6 +156,7 @@ def check_store(folder: Path, result: Verification) -> None:
         result.notes.append(f"{folder}: not checked, this needs pip install 'mobillama[train]'")
         return
     result.problems += Store(folder).check()
+    result.packed_bytes += total_bytes(folder)
 
 
 def explained(problem: Problem, artifacts: dict[Path, dict[str, Any]]) -> Problem:
