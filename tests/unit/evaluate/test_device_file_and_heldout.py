@@ -1,6 +1,7 @@
 """A device file is judged by its own arithmetic; held-out text is counted in bytes."""
 
 import math
+import os
 from dataclasses import dataclass
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from fixture_checkpoint import write_checkpoint
 from lm_eval.api.instance import Instance
 
+from mobillama import engine
 from mobillama.core.records import read_jsonl
 from mobillama.evaluate import evaluation, heldout, subjects, tasks
 from mobillama.export import quantize
@@ -50,6 +52,18 @@ def test_both_encode_and_write_alike(both):
     for subject in both:
         (answer,) = subject.lm.generate_until([request])
         assert isinstance(answer, str) and "\n\n" not in answer
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux pins processes")
+def test_a_process_with_one_processor_opens_a_device_file_with_one_thread(folder):
+    allowed = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        alone = engine.load(folder / "model.gguf").open_session.__self__.threads
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert alone == 1
+    assert engine.load(folder / "model.gguf", threads=3).open_session.__self__.threads == 3
 
 
 @dataclass(frozen=True)
