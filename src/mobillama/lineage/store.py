@@ -184,6 +184,8 @@ class Store:
             raise UserError(f"{path}: missing; restore it from a copy of the store") from None
         with naming(path):
             base = read_header(data)[0].base
+        if base and not self.object_path(base).is_file():
+            raise UserError(f"{path}: was packed against {base}, which is missing; restore the store")
         below = self.get(base, (*above, key)) if base else None
         with naming(path):
             values = decode(data, below)
