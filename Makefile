@@ -9,10 +9,19 @@ CMAKE := PATH="$(CURDIR)/$(BIN):$$PATH" cmake
 # Arm is cross-compiled and run under emulation where the machine has the tools.
 ARM := $(if $(and $(shell command -v aarch64-linux-gnu-g++),$(shell command -v qemu-aarch64)),aarch64)
 
-.PHONY: quickstart test test-all lint native-test native-test-all clean
+# Where easy_vqa.tar.xz lies (5,000 images and their questions, github.com/vzhou842/easy-VQA).
+IMAGES ?= ../shared/data/multimodal
+
+.PHONY: quickstart easy-vqa test test-all lint native-test native-test-all clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/mobillama quickstart
+
+# A model that sees, from nothing: trained, examined on the official test split, shown with its images.
+easy-vqa: $(VENV)/.installed-vision
+	$(BIN)/mobillama prepare recipes/easy-vqa.toml --set images.root=$(IMAGES)
+	$(BIN)/mobillama train recipes/easy-vqa.toml --set images.root=$(IMAGES)
+	$(BIN)/mobillama evaluate runs/easy-vqa --tasks easy_vqa --data-dir $(IMAGES) --images right,shuffled,none --open
 
 test: $(VENV)/.installed-test native-test
 	$(BIN)/pytest -n auto --dist worksteal -m "not slow and not gpu and not network"
@@ -47,13 +56,17 @@ $(VENV)/.installed: $(SOURCES) $(VENV)/.torch
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[train]'
 	touch $@
 
+$(VENV)/.installed-vision: $(SOURCES) $(VENV)/.torch
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[eval,vision]'
+	touch $@ $(VENV)/.installed
+
 $(VENV)/.installed-test: $(SOURCES) $(VENV)/.torch
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[test]'
-	touch $@ $(VENV)/.installed
+	touch $@ $(VENV)/.installed $(VENV)/.installed-vision
 
 $(VENV)/.installed-dev: $(SOURCES) $(VENV)/.torch
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
-	touch $@ $(VENV)/.installed $(VENV)/.installed-test
+	touch $@ $(VENV)/.installed $(VENV)/.installed-vision $(VENV)/.installed-test
 
 clean:
 	rm -rf $(VENV) build dist
