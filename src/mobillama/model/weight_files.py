@@ -18,8 +18,6 @@ from mobillama.core.tensors import INDEX, WEIGHTS
 
 PICKLED = "pytorch_model.bin"
 PICKLED_INDEX = "pytorch_model.bin.index.json"
-# A mapping is dropped and made anew after so many bytes, so that what was read does not stay in memory.
-REMAP_BYTES = 256 << 20
 
 
 class WeightFile(Protocol):
@@ -83,18 +81,18 @@ class SafetensorsFile:
 
 
 class PickledFile:
-    """A file that `torch.save` wrote, loaded with `weights_only=True`: its pickle cannot run code."""
+    """A file that `torch.save` wrote, loaded with `weights_only=True`: its pickle cannot run code.
+
+    It is mapped anew for every tensor, so that what was read does not stay in memory.
+    """
 
     def __init__(self, path: Path):
         self.path = path
-        self._read_bytes = 0
-        self._tensors = self._map()
-        if wrong := [name for name, value in self._tensors.items() if not isinstance(value, Tensor)]:
+        tensors = self._map()
+        if wrong := [name for name, value in tensors.items() if not isinstance(value, Tensor)]:
             raise UserError(f"{path}: {wrong[0]} is no tensor; not a checkpoint of weights alone")
-        self._shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
-        self._dtypes = {
-            name: str(tensor.dtype).removeprefix("torch.") for name, tensor in self._tensors.items()
-        }
+        self._shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        self._dtypes = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()}
 
     def _map(self) -> dict[str, Any]:
         try:
@@ -117,11 +115,7 @@ class PickledFile:
 
     def read(self, name: str) -> Tensor:
         """Return a tensor."""
-        if self._read_bytes > REMAP_BYTES:
-            self._tensors, self._read_bytes = self._map(), 0
-        tensor = self._tensors[name]
-        self._read_bytes += tensor.nbytes
-        return tensor
+        return self._map()[name]
 
     def digest(self, name: str) -> str:
         """Return a hash of a tensor's bytes."""
