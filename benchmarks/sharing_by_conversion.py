@@ -66,8 +66,7 @@ def main() -> None:
             folder = options.out / "students" / name
             if not folder.is_dir():
                 make(teacher, folder, **how)
-            if not name.endswith("rank-0"):
-                healed = heal(folder, teacher, options, options.out / "runs" / name)
+            healed = heal(folder, teacher, options, options.out / "runs" / name)
         rows.append(row_of(name, folder, healed, options))
         atomic.write_text(results, json.dumps(rows, indent=1) + "\n")
 
