@@ -198,7 +198,10 @@ def write(directory: Path, section: ImagesSection, inputs: list[dict[str, Any]])
     write_tokenizer(tokenizer, end, folder)
     template = TEMPLATES[section.template]
     settings_path = folder / "tokenizer_config.json"
-    settings = json.loads(settings_path.read_text(encoding="utf-8")) | {"chat_template": template}
+    settings = json.loads(settings_path.read_text(encoding="utf-8")) | {
+        "chat_template": template,
+        "add_bos_token": True,  # as every sample begins, so that every prompt in use does
+    }
     settings_path.write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     conversation = Conversation(tokenizer.to_str(), template, end, tokens=1)
     vocab_size = tokenizer.get_vocab_size(with_added_tokens=True)

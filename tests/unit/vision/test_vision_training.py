@@ -27,6 +27,7 @@ from mobillama.train.precision import Precision
 from mobillama.vision.batches import measure_heldout
 from mobillama.vision.image_set import ImageSet
 from mobillama.vision.images import ImageRules
+from mobillama.vision.opening import open_model
 from mobillama.vision.preparation import prepare_images
 from mobillama.vision.samples import IGNORED, ImageSamples
 
@@ -82,6 +83,16 @@ def test_the_report_tells_the_answers_and_leads_to_their_gallery(trained, tmp_pa
     for row in told["subsets"].values():
         assert f'<b>{100 * row["exact"]:.2f}</b></td><td class="n">{row["nats_per_token"]:.3f}' in page
     assert '<a href="evaluations/here/gallery-easy_vqa.html">gallery</a>' in page
+
+
+def test_a_run_is_asked_with_the_tokens_it_learnt(trained):
+    example = next(ImageSet(kinds.history_of(trained).recipe.images.directory).examples("heldout"))
+    learnt = samples_of(trained).set.heldout.spelled(0)
+    asked = {**example.messages[0], "images": [example.images[0].name]}
+    prompt = open_model(trained).chat_prompt([asked])
+    assert (
+        prompt == learnt.ids[~learnt.answers].tolist() and prompt[0] == samples_of(trained).set.end_of_text_id
+    )
 
 
 def test_stopping_and_going_on_gives_the_same_bits(trained, tmp_path):
