@@ -4,6 +4,7 @@ So whoever makes the same bytes again, anywhere, makes the same artifact with th
 """
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +43,8 @@ def check_making(artifact: Path) -> list[Problem]:
     path = making_path(artifact)
     if not path.is_file():
         return []
-    try:
+    with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
         record = json.loads(path.read_text(encoding="utf-8"))
         if record["digest"] == digest(record) and record["manifest"] == manifest_hash(artifact):
             return []
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        pass  # Changed, too.
     return [Problem(path, "was changed, or is of another artifact")]

@@ -106,6 +106,20 @@ def test_one_flipped_bit_in_an_object_or_record_is_named(run, tmp_path):
     assert Store(run / "packed").check() == []
 
 
+def test_an_object_whose_name_of_its_base_was_changed_is_named(run):
+    store = Store(run / "packed")
+    for path in (path for path in (run / "packed" / "objects").rglob("*") if path.is_file()):
+        data = path.read_bytes()
+        if base := read_header(data)[0].base:
+            break
+    assert store.object_path(base).is_file()
+    path.write_bytes(data.replace(base.encode(), b"0" * 64))
+    assert path.read_bytes() != data
+    assert path in {problem.path for problem in store.check()}
+    with pytest.raises(UserError, match=f"{path}.*missing"):
+        store.get(path.name)
+
+
 def test_nothing_is_exported_from_a_damaged_store(run, tmp_path):
     store = Store(run / "packed")
     part = store.record("step-00000200")["files"]["model.safetensors"][3]["object"]
