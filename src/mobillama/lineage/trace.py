@@ -58,6 +58,9 @@ def trace(
 ) -> Trace:
     """Return the longest spans of ``text`` in the training data; none lies within another.
 
+    A span may lack its first or last word where the text is tokenised otherwise than the training data: if it
+    lies beside a longer span, or is so short that what is between stands in more places than are tried.
+
     Arguments:
         min_tokens: least length of a match, in tokens, to be looked at.
         limit: how many spans to return.

@@ -98,8 +98,9 @@ def test_spans_are_those_of_a_search_by_text(index, texts, words, source):
         if len(words) >= 3:
             first, last = start + words[1].start(), start + words[-2].end()
             assert any(a <= first and last <= b for a, b in found)
+    # The longest one is not, unless so short that what is between stands in too many places to try each.
     whole = max(naive, key=lambda span: span[1] - span[0], default=(0, 0))
-    assert len(answer[slice(*whole)].split()) < 3 or whole in found
+    assert len(answer[slice(*whole)].split()) < 6 or whole in found
 
 
 def test_spans_come_longest_first_with_exact_counts(index, texts):
